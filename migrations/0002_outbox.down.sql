@@ -1,0 +1,16 @@
+DROP TRIGGER medianest_insert ON medianest.downloads;
+DROP TRIGGER medianest_update ON medianest.downloads;
+DROP TRIGGER medianest_delete ON medianest.downloads;
+DROP FUNCTION medianest.on_download_delete();
+DROP FUNCTION medianest.on_download_update();
+DROP FUNCTION medianest.on_download_insert();
+DROP FUNCTION medianest.on_job_delete() CASCADE;
+DROP FUNCTION medianest.on_job_update() CASCADE;
+DROP FUNCTION medianest.on_job_insert() CASCADE;
+DROP FUNCTION medianest.events_after(bigint, bigint, bigint, integer);
+DROP FUNCTION medianest.stream_epoch();
+DROP FUNCTION medianest.advance_tick();
+DROP TABLE medianest.consumer;
+DROP TABLE medianest.epoch;
+DROP TABLE medianest.tick;
+DROP TABLE medianest.event;
