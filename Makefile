@@ -1,0 +1,61 @@
+# MediaNest. `make` alone says what there is.
+
+SHELL := /bin/sh
+GO ?= go
+BIN := bin/medianest
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Tools that `make tools` installed for this checkout come before the system's.
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## Install what is missing: Postgres, ffmpeg, redis-server (tests), yt-dlp
+	@sh deploy/tools/install.sh
+
+.PHONY: build
+build: ## Build bin/medianest
+	@mkdir -p bin
+	@[ -x $(BIN) ] || echo "building bin/medianest (a first build compiles everything: some minutes on a small machine)"
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/medianest
+
+.PHONY: run
+run: tools build ## Start the platform on http://127.0.0.1:8080, data in ./data, media in ./media
+	@$(BIN) up
+
+.PHONY: demo
+demo: tools build ## Start everything, download a few samples through the API, show the files, stop
+	@$(GO) run ./cmd/medianest-demo -medianest $(BIN)
+
+.PHONY: test
+test: tools ## Run all tests, with real Postgres, Redis, yt-dlp and ffmpeg
+	@$(GO) test -timeout 15m ./...
+
+.PHONY: check
+check: tools ## gofmt, go vet and the tests under the race detector
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@$(GO) vet ./...
+	@$(GO) test -race -timeout 30m ./...
+
+.PHONY: lint
+lint: ## golangci-lint, where it is installed
+	@command -v golangci-lint >/dev/null || { echo "golangci-lint is not installed: https://golangci-lint.run"; exit 1; }
+	@golangci-lint run
+
+.PHONY: bench
+bench: tools ## Measure this machine: ratios to bare River, latencies, streams (docs/performance.md)
+	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./jobs/queue ./store ./api/stream
+
+.PHONY: generate
+generate: ## Make the OpenAPI document and the Go client again
+	@$(GO) generate ./api/...
+
+.PHONY: clean
+clean: ## Remove what was built (never data or media)
+	@rm -rf bin
