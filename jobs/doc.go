@@ -1,0 +1,18 @@
+// Package jobs is what the platform can do: one file a kind, with its arguments, its insert options and its worker.
+//
+//	kind          queue     timeout  attempts  unique by                          on failure
+//	download      download  12 h     8         content row's lock (package store) by reason, see below
+//	remove_files  library   10 min   10        nothing: running twice is harmless tried again, the files stay meanwhile
+//
+// Arguments hold ids only: URLs may carry secrets, and arguments are shown to operators.
+//
+// What a failure does is decided once, in failure.go, by the policy of its reason (package reason): permanent ones end
+// the job at once, the others are tried again by the kind's own schedule, and a full disk waits without spending an
+// attempt. A worker that stops hands its jobs back without spending one either.
+package jobs
+
+// Queues that the kinds of this package are in. A worker process works those that it is told to.
+const (
+	QueueDownload = "download"
+	QueueLibrary  = "library"
+)
