@@ -83,6 +83,8 @@ func (s *Server) tunables() [][2]string {
 		settings = append(settings, [][2]string{
 			{"fsync", "off"},
 			{"full_page_writes", "off"},
+			{"max_wal_size", "64MB"},
+			{"min_wal_size", "16MB"},
 			{"shared_buffers", "32MB"},
 			{"autovacuum_naptime", "1min"},
 		}...)

@@ -24,7 +24,7 @@ type Owned struct {
 // that need only a database take DB. With restart, the server starts again by itself when it is killed.
 func OwnServer(t testing.TB, restart bool) *Owned {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "medianest-test-")
+	dir, err := os.MkdirTemp(scratchRoot(), "medianest-test-")
 	if err != nil {
 		t.Fatalf("make directory for test server: %v", err)
 	}

@@ -139,7 +139,7 @@ func startShared() (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 
-	shared.dir, err = os.MkdirTemp("", "medianest-test-")
+	shared.dir, err = os.MkdirTemp(scratchRoot(), "medianest-test-")
 	if err != nil {
 		return err
 	}
