@@ -53,10 +53,7 @@ var _ rivertype.WorkerMiddleware = (*attempts)(nil)
 // Work implements rivertype.WorkerMiddleware.
 func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) (err error) {
 	begun := time.Now()
-	log := a.log.With(
-		slog.Int64("job_id", job.ID), slog.String("kind", job.Kind), slog.String("queue", job.Queue), slog.Int("attempt", job.Attempt),
-	)
-	log.LogAttrs(ctx, slog.LevelInfo, "job started")
+	a.log.LogAttrs(ctx, slog.LevelInfo, "job started", logAttrs(job)...)
 	a.metrics.begin(job)
 
 	// A snoozed or interrupted attempt's number is given out again: what it left behind must not pass for this one's.
@@ -81,7 +78,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.metrics.end(job, end, took)
 		trace.SpanFromContext(ctx).SetAttributes(
 			attribute.String("medianest.outcome", string(end.outcome)), attribute.String("medianest.reason", string(end.reason)))
-		logEnd(ctx, log, end, took, err)
+		a.logEnd(ctx, job, end, took, err)
 		if ended && err != nil {
 			err = &attemptError{err: err, asked: asked}
 		}
@@ -157,7 +154,13 @@ func reasonOf(err error, otherwise reason.Reason) reason.Reason {
 	return otherwise
 }
 
-func logEnd(ctx context.Context, log *slog.Logger, e end, took time.Duration, err error) {
+func logAttrs(job *rivertype.JobRow) []slog.Attr {
+	return []slog.Attr{
+		slog.Int64("job_id", job.ID), slog.String("kind", job.Kind), slog.String("queue", job.Queue), slog.Int("attempt", job.Attempt),
+	}
+}
+
+func (a *attempts) logEnd(ctx context.Context, job *rivertype.JobRow, e end, took time.Duration, err error) {
 	level := slog.LevelInfo
 	switch {
 	case e.reason == reason.Internal:
@@ -165,13 +168,12 @@ func logEnd(ctx context.Context, log *slog.Logger, e end, took time.Duration, er
 	case e.outcome == retried, e.outcome == failed && e.reason.Policy() != reason.Permanent:
 		level = slog.LevelWarn
 	}
-	attrs := []slog.Attr{
-		slog.String("outcome", string(e.outcome)), slog.String("reason", string(e.reason)), slog.Int64("duration_ms", took.Milliseconds()),
-	}
+	attrs := append(logAttrs(job),
+		slog.String("outcome", string(e.outcome)), slog.String("reason", string(e.reason)), slog.Int64("duration_ms", took.Milliseconds()))
 	if err != nil {
 		attrs = append(attrs, slog.String("err", text(err)))
 	}
-	log.LogAttrs(ctx, level, "job ended", attrs...)
+	a.log.LogAttrs(ctx, level, "job ended", attrs...)
 }
 
 // attemptError is what River gets to see of an attempt's error: it behaves as the error does, reads without River's

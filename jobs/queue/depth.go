@@ -104,52 +104,54 @@ func (d *depth) read() ([]queueDepth, error) {
 	return d.last, d.err
 }
 
-// queryDepths reads index entries only, and at most depthBound of them per queue and state, however many jobs there
-// are. Queues are those that a worker has announced and, by a skip scan, those that jobs are in.
-func queryDepths(ctx context.Context, pool *pgxpool.Pool) ([]queueDepth, error) {
-	rows, err := pool.Query(ctx, `
-		WITH RECURSIVE states AS (
-			SELECT unnest('{available,pending,retryable,running,scheduled}'::river.river_job_state[]) AS state
-		), filled AS (
-			SELECT s.state, (
-				SELECT j.queue FROM river.river_job j
-				WHERE j.state = s.state
-				ORDER BY j.queue LIMIT 1
-			) AS queue
-			FROM states s
-			UNION ALL
-			SELECT f.state, (
-				SELECT j.queue FROM river.river_job j
-				WHERE j.state = f.state AND j.queue > f.queue
-				ORDER BY j.queue LIMIT 1
-			)
-			FROM filled f
-			WHERE f.queue IS NOT NULL
-		), queues AS (
-			SELECT queue FROM filled WHERE queue IS NOT NULL
-			UNION
-			SELECT name FROM river.river_queue
+// depthSQL reads index entries only, and at most $1 of them per queue and state, however many jobs there are. Queues are
+// those that a worker has announced and, by a skip scan, those that jobs are in.
+const depthSQL = `
+	WITH RECURSIVE states AS (
+		SELECT unnest('{available,pending,retryable,running,scheduled}'::river.river_job_state[]) AS state
+	), filled AS (
+		SELECT s.state, (
+			SELECT j.queue FROM river.river_job j
+			WHERE j.state = s.state
+			ORDER BY j.queue LIMIT 1
+		) AS queue
+		FROM states s
+		UNION ALL
+		SELECT f.state, (
+			SELECT j.queue FROM river.river_job j
+			WHERE j.state = f.state AND j.queue > f.queue
+			ORDER BY j.queue LIMIT 1
 		)
-		SELECT q.queue, s.state::text AS state,
-			(
-				SELECT count(*) FROM (
-					SELECT FROM river.river_job j
-					WHERE j.state = s.state AND j.queue = q.queue
-					LIMIT $1
-				) bounded
-			) AS jobs,
-			CASE WHEN s.state = 'available' THEN greatest(0, coalesce((
-				SELECT extract(epoch FROM now() - min(oldest.scheduled_at))
-				FROM generate_series(1, 4) p
-				CROSS JOIN LATERAL (
-					SELECT j.scheduled_at FROM river.river_job j
-					WHERE j.state = 'available' AND j.queue = q.queue AND j.priority = p
-					ORDER BY j.scheduled_at LIMIT 1
-				) oldest
-			), 0))::float8 END AS age_s
-		FROM queues q
-		CROSS JOIN states s
-		ORDER BY q.queue, s.state`, depthBound+1)
+		FROM filled f
+		WHERE f.queue IS NOT NULL
+	), queues AS (
+		SELECT queue FROM filled WHERE queue IS NOT NULL
+		UNION
+		SELECT name FROM river.river_queue
+	)
+	SELECT q.queue, s.state::text AS state,
+		(
+			SELECT count(*) FROM (
+				SELECT FROM river.river_job j
+				WHERE j.state = s.state AND j.queue = q.queue
+				LIMIT $1
+			) bounded
+		) AS jobs,
+		CASE WHEN s.state = 'available' THEN greatest(0, coalesce((
+			SELECT extract(epoch FROM now() - min(oldest.scheduled_at))
+			FROM generate_series(1, 4) p
+			CROSS JOIN LATERAL (
+				SELECT j.scheduled_at FROM river.river_job j
+				WHERE j.state = 'available' AND j.queue = q.queue AND j.priority = p
+				ORDER BY j.scheduled_at LIMIT 1
+			) oldest
+		), 0))::float8 END AS age_s
+	FROM queues q
+	CROSS JOIN states s
+	ORDER BY q.queue, s.state`
+
+func queryDepths(ctx context.Context, pool *pgxpool.Pool) ([]queueDepth, error) {
+	rows, err := pool.Query(ctx, depthSQL, depthBound+1)
 	if err != nil {
 		return nil, err
 	}
