@@ -66,6 +66,10 @@ func (s *Server) findBinDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if clusterMajor != 0 && clusterMajor < minMajor {
+		return "", fmt.Errorf("data directory %s was made by PostgreSQL %d, which is too old: move its data to version %d or newer with pg_dumpall or pg_upgrade",
+			s.dataDir, clusterMajor, minMajor)
+	}
 	if s.opts.BinDir == "" {
 		dir, err := findBinDir("", clusterMajor)
 		if err != nil && clusterMajor != 0 {
@@ -137,11 +141,26 @@ func (s *Server) initCluster(ctx context.Context) error {
 		_ = os.RemoveAll(unfinished)
 		return err
 	}
-	// An empty directory made by somebody else stands in the way of no rename.
-	if err := os.Rename(unfinished, s.dataDir); err != nil {
-		return fmt.Errorf("move cluster into place: %w", err)
+	if err := s.moveIntoPlace(unfinished); err != nil {
+		_ = os.RemoveAll(unfinished)
+		return err
 	}
 	s.log.InfoContext(ctx, "postgres cluster made", "data_dir", s.dataDir)
+	return nil
+}
+
+// moveIntoPlace replaces the data directory, which is missing or empty.
+func (s *Server) moveIntoPlace(cluster string) error {
+	err := os.Remove(s.dataDir)
+	if errors.Is(err, syscall.EBUSY) {
+		return fmt.Errorf("make cluster: %s is a mount point: use a directory below it", s.dataDir)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make cluster: %w", err)
+	}
+	if err := os.Rename(cluster, s.dataDir); err != nil {
+		return fmt.Errorf("move cluster into place: %w", err)
+	}
 	return nil
 }
 

@@ -9,13 +9,17 @@ import (
 )
 
 // chooseIdentity decides who the server runs as, by trying.
-func chooseIdentity(ctx context.Context, binDir string) (identity, error) {
+func chooseIdentity(ctx context.Context, binDir string, forceSetuid bool) (identity, error) {
 	if os.Geteuid() != 0 {
 		return identity{}, nil
 	}
 	uid, gid, err := unprivilegedUser()
 	if err != nil {
 		return identity{}, err
+	}
+	bySetuid := identity{setuid: true, uid: uid, gid: gid}
+	if forceSetuid {
+		return bySetuid, nil
 	}
 	id := identity{userNamespace: true, uid: uid, gid: gid}
 	// Namespaces may be compiled out, limited to none, or denied by a container's seccomp filter; the errors differ.
@@ -29,7 +33,7 @@ func chooseIdentity(ctx context.Context, binDir string) (identity, error) {
 	if err := ctx.Err(); err != nil {
 		return identity{}, err
 	}
-	return identity{setuid: true, uid: uid, gid: gid}, nil
+	return bySetuid, nil
 }
 
 func mapToUnprivileged(a *syscall.SysProcAttr, uid, gid int) {

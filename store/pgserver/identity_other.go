@@ -9,7 +9,7 @@ import (
 )
 
 // chooseIdentity decides who the server runs as; namespaces are Linux's.
-func chooseIdentity(context.Context, string) (identity, error) {
+func chooseIdentity(context.Context, string, bool) (identity, error) {
 	if os.Geteuid() != 0 {
 		return identity{}, nil
 	}

@@ -146,7 +146,7 @@ func (s *Server) awaitNone(ctx context.Context, d time.Duration) (gone bool, err
 // removeStalePIDFile removes a pid file of this data directory whose process lives but is not this server.
 func (s *Server) removeStalePIDFile(ctx context.Context, file string) error {
 	pid, dir, err := readPIDFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
 	if err != nil {

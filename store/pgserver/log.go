@@ -10,17 +10,23 @@ import (
 // logPrefix makes the server's lines parseable: SQLSTATE, application name, then the severity that Postgres adds.
 const logPrefix = "%e [%a] "
 
-// maxLine bounds what is kept of a line without end.
-const maxLine = 8 << 10
+const (
+	// maxLine bounds what is kept of a line without end.
+	maxLine = 8 << 10
+
+	// tailLines is how many lines are kept: the last is often the least telling, as in "configuration file contains
+	// errors".
+	tailLines = 3
+)
 
 // logWriter turns the server's stderr into records. Statements and values never come by here: the settings keep them
 // out of the server's log, since they may hold secrets.
 type logWriter struct {
 	log *slog.Logger
 
-	mu    sync.Mutex
-	buf   []byte
-	fatal string
+	mu   sync.Mutex
+	buf  []byte
+	tail []string // of what may explain an end, the newest last
 }
 
 func (w *logWriter) Write(b []byte) (int, error) {
@@ -47,11 +53,10 @@ func (w *logWriter) emit(line string) {
 		return
 	}
 	l := parseLine(line)
-	if l.severity == "FATAL" || l.severity == "PANIC" {
-		w.fatal = l.text
-	}
-	if l.severity == "" && w.fatal == "" {
-		w.fatal = l.text // of the loader, or from before the settings are read
+	// Refusals of clients explain nothing.
+	if !strings.HasPrefix(l.code, "57P") {
+		w.tail = append(w.tail, l.text)
+		w.tail = w.tail[max(0, len(w.tail)-tailLines):]
 	}
 	attrs := []any{slog.String("text", l.text)}
 	if l.code != "" && l.code != "00000" {
@@ -73,11 +78,11 @@ func (w *logWriter) emit(line string) {
 	}
 }
 
-// lastFatal returns the last line that explains an end.
-func (w *logWriter) lastFatal() string {
+// lastLines returns what the server said last: of one that does not start, why.
+func (w *logWriter) lastLines() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.fatal
+	return strings.Join(w.tail, "; ")
 }
 
 // logLine is a line of the server's log, split.
@@ -121,6 +126,9 @@ func (l logLine) level() slog.Level {
 		return slog.LevelWarn
 	case "ERROR", "":
 		return slog.LevelInfo
+	}
+	if strings.HasPrefix(l.code, "08") { // a client that went away
+		return slog.LevelDebug
 	}
 	for _, alarm := range []string{"server process", "terminating any other", "all server processes", "database system was not properly", "could not"} {
 		if strings.HasPrefix(l.text, alarm) {

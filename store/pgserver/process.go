@@ -48,11 +48,11 @@ func (p *process) signal(sig syscall.Signal) {
 
 // launch starts a postmaster and waits until it accepts connections.
 func (s *Server) launch(ctx context.Context) (*process, error) {
-	tail := &logWriter{log: s.log}
+	output := &logWriter{log: s.log}
 	cmd := exec.Command(filepath.Join(s.binDir, "postgres"), append([]string{"-D", s.dataDir}, s.fixedSettings()...)...)
 	cmd.Dir = s.dataDir
 	cmd.Env = environment()
-	cmd.Stderr = tail
+	cmd.Stderr = output
 	cmd.SysProcAttr = s.ident.attr()
 	// Backends that outlive their postmaster hold its stderr; they are ended after it, not waited for.
 	cmd.WaitDelay = time.Second
@@ -74,8 +74,8 @@ func (s *Server) launch(ctx context.Context) (*process, error) {
 
 	if err := s.waitReady(ctx, p); err != nil {
 		s.kill(p)
-		if last := tail.lastFatal(); last != "" {
-			return nil, fmt.Errorf("start postgres: %w: %s", err, last)
+		if said := output.lastLines(); said != "" {
+			return nil, fmt.Errorf("start postgres: %w: %s", err, said)
 		}
 		return nil, fmt.Errorf("start postgres: %w", err)
 	}
@@ -134,12 +134,15 @@ func (s *Server) supervise(ctx context.Context, p *process) {
 
 	backoff := minBackoff
 	for {
-		<-p.exited
 		select {
+		case <-p.exited:
 		case <-s.stopping:
+			p.signal(s.stopSignal())
+			<-p.exited
+		}
+		if s.isStopping() {
 			s.ended(ctx)
 			return
-		default:
 		}
 		err := exitError(p.err)
 		if s.opts.OnDeath != nil {
@@ -157,17 +160,32 @@ func (s *Server) supervise(ctx context.Context, p *process) {
 		if time.Since(p.startedAt) > settledAfter {
 			backoff = minBackoff
 		}
-		next := s.relaunch(ctx, &backoff)
-		if next == nil {
+		if p = s.relaunch(ctx, &backoff); p == nil {
 			s.ended(ctx)
 			return
 		}
-		p = next
 		s.log.InfoContext(ctx, "postgres started again", "pid", p.pid())
 		if s.opts.OnRestart != nil {
 			s.opts.OnRestart()
 		}
 	}
+}
+
+func (s *Server) isStopping() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopSignal is SIGINT for a fast shutdown. A scratch server's files are thrown away: it need not write a checkpoint.
+func (s *Server) stopSignal() syscall.Signal {
+	if s.opts.ScratchDir != "" {
+		return syscall.SIGQUIT
+	}
+	return syscall.SIGINT
 }
 
 // relaunch tries to start a postmaster until it runs. It returns nil if Stop came before.

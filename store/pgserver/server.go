@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,8 +30,9 @@ const (
 	// port is only a part of the socket's name.
 	port = 5432
 
-	// quitTimeout is how long an immediate shutdown may take before it is a kill.
-	quitTimeout = 5 * time.Second
+	// quitTimeout is how long an immediate shutdown may take before it is a kill. A postmaster kills backends that do
+	// not follow after 5 s.
+	quitTimeout = 8 * time.Second
 )
 
 // Options configure a Server.
@@ -62,6 +64,9 @@ type Options struct {
 
 	// OnRestart, if set, is told each time the server accepts connections again. It must not block.
 	OnRestart func()
+
+	// forceSetuid leaves out user namespaces, so that tests see what happens where there are none.
+	forceSetuid bool
 
 	// Logger receives the server's log lines and this package's. Default: none.
 	Logger *slog.Logger
@@ -129,7 +134,10 @@ func (s *Server) prepare(ctx context.Context) error {
 		return err
 	}
 	s.binDir = binDir
-	if s.ident, err = chooseIdentity(ctx, binDir); err != nil {
+	if s.ident, err = chooseIdentity(ctx, binDir, s.opts.forceSetuid); err != nil {
+		return err
+	}
+	if err := s.chooseSocketDir(); err != nil {
 		return err
 	}
 	if s.watch, err = s.watchDeath(); err != nil {
@@ -141,7 +149,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := s.initCluster(ctx); err != nil {
 		return err
 	}
-	if err := s.openSocketDir(); err != nil {
+	if err := s.makeSocketDir(); err != nil {
 		return err
 	}
 	return s.writeSettings()
@@ -163,7 +171,8 @@ func (s *Server) release() {
 // URL returns the address of a database on this server, for its superuser.
 func (s *Server) URL(dbname string) string {
 	u := url.URL{Scheme: "postgres", User: url.User(superuser), Path: "/" + dbname}
-	u.RawQuery = url.Values{"host": {s.socketDir}, "port": {strconv.Itoa(port)}}.Encode()
+	// As libpq reads it, a plus sign is one, and no space.
+	u.RawQuery = "host=" + strings.ReplaceAll(url.QueryEscape(s.socketDir), "+", "%20") + "&port=" + strconv.Itoa(port)
 	return u.String()
 }
 
@@ -191,11 +200,6 @@ func (s *Server) Err() error {
 // killed; no committed data is lost by that, the next start replays the log. Stop may be called more than once.
 func (s *Server) Stop(ctx context.Context) error {
 	s.stopOnce.Do(func() { close(s.stopping) })
-	signal := syscall.SIGINT
-	if s.opts.ScratchDir != "" {
-		signal = syscall.SIGQUIT
-	}
-	s.signal(signal)
 	select {
 	case <-s.done:
 		return nil

@@ -19,8 +19,8 @@ func socketName() string {
 	return ".s.PGSQL." + strconv.Itoa(port)
 }
 
-// openSocketDir decides where the socket goes and makes that place.
-func (s *Server) openSocketDir() error {
+// chooseSocketDir decides where the socket goes.
+func (s *Server) chooseSocketDir() error {
 	if s.opts.SocketDir != "" {
 		dir, err := filepath.Abs(s.opts.SocketDir)
 		if err != nil {
@@ -30,7 +30,7 @@ func (s *Server) openSocketDir() error {
 			return fmt.Errorf("open socket directory: %s is too long, or holds a comma, for a socket's path", dir)
 		}
 		s.socketDir = dir
-		return s.makeSocketDir(dir)
+		return nil
 	}
 	if fitsSocket(s.dataDir) {
 		s.socketDir = s.dataDir
@@ -43,7 +43,7 @@ func (s *Server) openSocketDir() error {
 		dir = filepath.Join("/tmp", filepath.Base(dir))
 	}
 	s.socketDir = dir
-	return s.makeSocketDir(dir)
+	return nil
 }
 
 // fitsSocket reports whether a socket in dir can be both opened and named: a client's list of hosts is split at commas.
@@ -51,9 +51,13 @@ func fitsSocket(dir string) bool {
 	return len(filepath.Join(dir, socketName())) <= maxSocketPath && !strings.Contains(dir, ",")
 }
 
-// makeSocketDir makes dir, or takes an existing one that is nobody else's: in a world-writable directory another user
-// may have come first, to listen for our clients.
-func (s *Server) makeSocketDir(dir string) error {
+// makeSocketDir makes the directory, or takes an existing one that is nobody else's: in a world-writable directory
+// another user may have come first, to listen for our clients.
+func (s *Server) makeSocketDir() error {
+	dir := s.socketDir
+	if dir == s.dataDir {
+		return nil
+	}
 	err := os.MkdirAll(filepath.Dir(dir), 0o700)
 	if err == nil {
 		err = os.Mkdir(dir, 0o700)

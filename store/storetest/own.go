@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 
+	"medianest/store/internal/scratch"
 	"medianest/store/pgserver"
 )
 
@@ -24,7 +25,7 @@ type Owned struct {
 // that need only a database take DB. With restart, the server starts again by itself when it is killed.
 func OwnServer(t testing.TB, restart bool) *Owned {
 	t.Helper()
-	dir, err := os.MkdirTemp(scratchRoot(), "medianest-test-")
+	dir, err := os.MkdirTemp(scratch.Root(), "medianest-test-")
 	if err != nil {
 		t.Fatalf("make directory for test server: %v", err)
 	}

@@ -24,6 +24,7 @@ import (
 
 	"medianest/migrations"
 	"medianest/store"
+	"medianest/store/internal/scratch"
 	"medianest/store/pgserver"
 )
 
@@ -139,7 +140,7 @@ func startShared() (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 
-	shared.dir, err = os.MkdirTemp(scratchRoot(), "medianest-test-")
+	shared.dir, err = os.MkdirTemp(scratch.Root(), "medianest-test-")
 	if err != nil {
 		return err
 	}
