@@ -1,0 +1,198 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Content is a thing that can be fetched, once for all users who wish for it.
+type Content struct {
+	ID            uuid.UUID
+	Key           string // unique; see storedKey
+	URL           string // what the extractor is given
+	Profile       string
+	JobID         *int64 // the job that fetches it, or fetched it last
+	Generation    int    // counts the fetches begun
+	IsCollection  bool   // a page, playlist or feed: children instead of files
+	Extractor     string
+	ExtractorID   string
+	Title         string
+	Probe         json.RawMessage // the extractor's info; nil before the first probe
+	ProbedAt      *time.Time
+	FailureDetail string // of the last failed attempt, fit to be shown
+	CreatedAt     time.Time
+}
+
+const contentColumns = `c.id, c.key, c.url, c.profile, c.job_id, c.generation, c.is_collection, c.extractor, c.extractor_id,
+			c.title, c.probe, c.probed_at, c.failure_detail, c.created_at`
+
+// lockedContent is what is known of a content's row that stays so until the transaction ends. The probe may be large and
+// is left out.
+type lockedContent struct {
+	ID    uuid.UUID
+	Key   string
+	JobID *int64
+	Title string
+}
+
+const lockedContentColumns = `c.id, c.key, c.job_id, c.title`
+
+// Wish is a download that follows a job and that its user has not cancelled.
+type Wish struct {
+	DownloadID   uuid.UUID
+	UserID       uuid.UUID
+	UserName     string
+	IsCollection bool
+}
+
+// Fetch is what a worker needs to begin.
+type Fetch struct {
+	Content    Content
+	Generation int    // of this fetch: no other has had it
+	Wishes     []Wish // by download id; a user may occur more than once
+	Files      []File // of all users
+}
+
+// BeginFetch begins an attempt of the job at the content. ErrNotFound if the content is gone. With no wish there is
+// nothing to do: Publish then completes the job, unless somebody joined in the meantime.
+func (s *Store) BeginFetch(ctx context.Context, contentID uuid.UUID, jobID int64) (Fetch, error) {
+	var f Fetch
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		if _, err := lockContent(ctx, tx, contentID); err != nil {
+			return err
+		}
+		// A job that an operator brought back to life takes the content over, so that further wishes join it, unless
+		// another one is at it.
+		rows, err := tx.Query(ctx, `
+			UPDATE medianest.content AS c
+			SET generation = c.generation + 1,
+				job_id = CASE
+					WHEN EXISTS (SELECT FROM river.river_job AS j WHERE j.id = c.job_id AND j.finalized_at IS NULL) THEN c.job_id
+					ELSE @job_id
+				END
+			WHERE c.id = @id
+			RETURNING `+contentColumns,
+			pgx.StrictNamedArgs{"id": contentID, "job_id": jobID})
+		if err != nil {
+			return err
+		}
+		if f.Content, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Content]); err != nil {
+			return err
+		}
+		f.Generation = f.Content.Generation
+		if f.Wishes, err = queryWishes(ctx, tx, contentID, jobID); err != nil {
+			return err
+		}
+		f.Files, err = queryFiles(ctx, tx, contentID)
+		return err
+	})
+	if err != nil {
+		return Fetch{}, fmt.Errorf("begin fetch of content %s by job %d: %w", contentID, jobID, err)
+	}
+	return f, nil
+}
+
+// Wishes lists the downloads that follow the job now.
+func (s *Store) Wishes(ctx context.Context, contentID uuid.UUID, jobID int64) ([]Wish, error) {
+	wishes, err := queryWishes(ctx, s.pool, contentID, jobID)
+	if err != nil {
+		return nil, fmt.Errorf("list wishes for content %s by job %d: %w", contentID, jobID, interpret(err))
+	}
+	return wishes, nil
+}
+
+// queryWishes goes by who follows the job and not by the downloads' states, which the outbox's consumer brings up to
+// date a moment after the job's.
+func queryWishes(ctx context.Context, db rowQuerier, contentID uuid.UUID, jobID int64) ([]Wish, error) {
+	rows, err := db.Query(ctx, `
+		SELECT d.id AS download_id, d.user_id, u.name AS user_name, d.is_collection
+		FROM medianest.downloads AS d
+		JOIN medianest.users AS u ON u.id = d.user_id
+		WHERE d.job_id = @job_id AND d.content_id = @content_id AND d.cancelled_at IS NULL
+		ORDER BY d.id`,
+		pgx.StrictNamedArgs{"job_id": jobID, "content_id": contentID})
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[Wish])
+}
+
+// ProbeResult is what an extractor says of a content.
+type ProbeResult struct {
+	Extractor    string
+	ExtractorID  string
+	Title        string
+	IsCollection bool
+	Info         json.RawMessage // kept as it is but for what Postgres cannot hold
+}
+
+// SaveProbe keeps what was found out, and names the downloads after it.
+func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, p ProbeResult) error {
+	info, err := cleanJSON(p.Info)
+	if err != nil {
+		return fmt.Errorf("save probe of content %s: %w", contentID, &InvalidError{Field: "info", Reason: "is not JSON"})
+	}
+	title := cleanText(p.Title, maxTitleBytes)
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			UPDATE medianest.content
+			SET extractor = @extractor,
+				extractor_id = @extractor_id,
+				title = @title,
+				is_collection = @is_collection,
+				probe = @probe,
+				probed_at = now()
+			WHERE id = @id`,
+			pgx.StrictNamedArgs{
+				"id": contentID, "extractor": cleanText(p.Extractor, maxTitleBytes), "extractor_id": cleanText(p.ExtractorID, maxTitleBytes),
+				"title": title, "is_collection": p.IsCollection, "probe": info,
+			})
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return ErrNotFound
+		}
+		// The title of what is in the library already stays the one that its file has.
+		_, err = tx.Exec(ctx, `
+			UPDATE medianest.downloads
+			SET title = @title
+			WHERE id IN (
+				SELECT d.id
+				FROM medianest.downloads AS d
+				WHERE d.content_id = @content_id
+					AND d.title IS DISTINCT FROM @title
+					AND (d.title = '' OR d.state = ANY(@active))
+				ORDER BY d.id
+				FOR UPDATE
+			)`,
+			pgx.StrictNamedArgs{"content_id": contentID, "title": title, "active": activeStates})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("save probe of content %s: %w", contentID, err)
+	}
+	return nil
+}
+
+// SaveFailure keeps why the last attempt failed, in words fit to be shown; the outbox's consumer copies them to the
+// downloads. Empty takes them back.
+func (s *Store) SaveFailure(ctx context.Context, contentID uuid.UUID, detail string) error {
+	tag, err := s.pool.Exec(ctx, `
+		UPDATE medianest.content
+		SET failure_detail = @detail
+		WHERE id = @id`,
+		pgx.StrictNamedArgs{"id": contentID, "detail": cleanText(detail, maxDetailBytes)})
+	if err != nil {
+		return fmt.Errorf("save failure of content %s: %w", contentID, interpret(err))
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("save failure of content %s: %w", contentID, ErrNotFound)
+	}
+	return nil
+}

@@ -1,0 +1,156 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// NewDownload is a user's wish.
+type NewDownload struct {
+	UserID         uuid.UUID
+	URL            string
+	ContentKey     string // the same for all wishes that the same fetch fulfils
+	Profile        string
+	IdempotencyKey string   // of the request; empty: none
+	Fingerprint    [32]byte // of the request; needed with a key
+}
+
+func (n NewDownload) validate() error {
+	err := errors.Join(
+		checkText("url", n.URL, maxURLBytes),
+		checkText("content_key", n.ContentKey, 2*maxURLBytes),
+		checkText("profile", n.Profile, maxKeyBytes),
+	)
+	if n.IdempotencyKey != "" {
+		err = errors.Join(err, checkText("idempotency_key", n.IdempotencyKey, maxIdempotencyKeyBytes))
+	}
+	return err
+}
+
+// CreateDownload makes a download and sees to it that a job fetches it: the one that is at the content already, whoever
+// asked for it, or a new one. Everything is one transaction. The user's active download of the same content at top
+// level is returned instead, as is what the same idempotency key made before: then created is false.
+//
+// ErrIdempotencyMismatch: the key came with another request. ErrConflict: what the key made is deleted.
+func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, created bool, err error) {
+	if err := n.validate(); err != nil {
+		return Download{}, false, fmt.Errorf("create download: %w", err)
+	}
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		id := uuid.Must(uuid.NewV7())
+		owner := Viewer{UserID: n.UserID}
+		if n.IdempotencyKey != "" {
+			resource, claimed, err := claimKey(ctx, tx, n.UserID, n.IdempotencyKey, n.Fingerprint, id)
+			if err != nil {
+				return err
+			}
+			if !claimed {
+				d, err = findDownload(ctx, tx, resource, owner)
+				if errors.Is(err, ErrNotFound) {
+					return fmt.Errorf("what the idempotency key made is deleted: %w", ErrConflict)
+				}
+				return err
+			}
+		}
+		content, err := lockOrMakeContent(ctx, tx, n)
+		if err != nil {
+			return err
+		}
+		existing, err := activeTopLevel(ctx, tx, n.UserID, content.ID, id)
+		if err != nil {
+			return err
+		}
+		if existing != nil {
+			if n.IdempotencyKey != "" {
+				if err := answerKey(ctx, tx, n.UserID, n.IdempotencyKey, *existing); err != nil {
+					return err
+				}
+			}
+			d, err = findDownload(ctx, tx, *existing, owner)
+			return err
+		}
+		if err := s.insertDownload(ctx, tx, id, n, content); err != nil {
+			return err
+		}
+		created = true
+		d, err = findDownload(ctx, tx, id, owner)
+		return err
+	})
+	if err != nil {
+		return Download{}, false, fmt.Errorf("create download: %w", err)
+	}
+	return d, created, nil
+}
+
+// lockOrMakeContent takes no lock but the one on the row that it returns.
+func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (lockedContent, error) {
+	// The update changes nothing: it locks the row that is there, and returns it.
+	rows, err := tx.Query(ctx, `
+		INSERT INTO medianest.content AS c (id, key, url, profile)
+		VALUES (@id, @key, @url, @profile)
+		ON CONFLICT (key) DO UPDATE
+		SET url = c.url
+		RETURNING `+lockedContentColumns,
+		pgx.StrictNamedArgs{
+			"id": uuid.Must(uuid.NewV7()), "key": storedKey(n.ContentKey), "url": n.URL, "profile": n.Profile,
+		})
+	if err != nil {
+		return lockedContent{}, fmt.Errorf("lock content: %w", err)
+	}
+	content, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[lockedContent])
+	if err != nil {
+		return lockedContent{}, fmt.Errorf("lock content: %w", err)
+	}
+	return content, nil
+}
+
+// activeTopLevel finds another active download of the content by the user than except, or nil. The content is locked.
+// An item whose job has ended is not active any more, though the outbox's consumer may be a moment behind: who has seen
+// the end may wish again.
+func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uuid.UUID) (*uuid.UUID, error) {
+	var id uuid.UUID
+	err := tx.QueryRow(ctx, `
+		SELECT d.id
+		FROM medianest.downloads AS d
+		WHERE d.content_id = @content_id
+			AND d.user_id = @user_id
+			AND d.parent_id IS NULL
+			AND d.id <> @except
+			AND d.state = ANY(@active)
+			AND (d.is_collection
+				OR NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = d.job_id AND j.finalized_at IS NOT NULL))
+		ORDER BY d.id DESC
+		LIMIT 1`,
+		pgx.StrictNamedArgs{"content_id": contentID, "user_id": userID, "except": except, "active": activeStates}).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // none is no fault
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find active download: %w", err)
+	}
+	return &id, nil
+}
+
+func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n NewDownload, content lockedContent) error {
+	attachments, err := s.attachOrEnqueue(ctx, tx, []lockedContent{content}, nil)
+	if err != nil {
+		return err
+	}
+	a := attachments[content.ID]
+	_, err = tx.Exec(ctx, `
+		INSERT INTO medianest.downloads (id, user_id, content_id, url, profile, title, state, waiting_on, next_try_at, job_id, started_at)
+		VALUES (@id, @user_id, @content_id, @url, @profile, @title, @state, @waiting_on, @next_try_at, @job_id,
+			CASE WHEN @running THEN now() END)`,
+		pgx.StrictNamedArgs{
+			"id": id, "user_id": n.UserID, "content_id": content.ID, "url": n.URL, "profile": n.Profile, "title": content.Title,
+			"state": a.State, "waiting_on": a.WaitingOn, "next_try_at": a.NextTryAt, "job_id": a.JobID, "running": a.State == StateRunning,
+		})
+	if err != nil {
+		return fmt.Errorf("insert download: %w", err)
+	}
+	return addViewers(ctx, tx, []uuid.UUID{id})
+}

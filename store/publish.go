@@ -1,0 +1,124 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// LinkFunc puts what was fetched into the library for the users who wish for it and have no file among existing, and
+// returns the files that it made. A user occurs once among wishes. It runs while nobody else can publish, join or
+// cancel, and must be content with what an earlier call left behind: the transaction may yet fail.
+type LinkFunc func(ctx context.Context, wishes []Wish, existing []File) ([]File, error)
+
+// CompleteFunc completes the job in the transaction, and fails if it can not.
+type CompleteFunc func(ctx context.Context, tx pgx.Tx) error
+
+// Publish ends a fetch: it links the files in, records them and completes the job, all in one transaction. The
+// downloads' states follow by the outbox. With no wish left nothing is linked, and the job is completed.
+//
+// ErrSuperseded if the job does not run any more; ErrNotFound if the content is gone.
+func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, link LinkFunc, complete CompleteFunc) error {
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		if _, err := lockContent(ctx, tx, contentID); err != nil {
+			return err
+		}
+		// The downloads' rows are not locked: linking may take long, and the outbox's consumer must not wait for it.
+		if err := lockRunning(ctx, tx, jobID); err != nil {
+			return err
+		}
+		wishes, err := queryWishes(ctx, tx, contentID, jobID)
+		if err != nil {
+			return err
+		}
+		if len(wishes) > 0 {
+			if err := linkFiles(ctx, tx, contentID, onePerUser(wishes), link); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.Exec(ctx, `
+			UPDATE medianest.content
+			SET failure_detail = ''
+			WHERE id = @id`,
+			pgx.StrictNamedArgs{"id": contentID}); err != nil {
+			return err
+		}
+		return complete(ctx, tx)
+	})
+	if err != nil {
+		return fmt.Errorf("publish content %s by job %d: %w", contentID, jobID, err)
+	}
+	return nil
+}
+
+// lockRunning locks the job's row; ErrSuperseded if the job does not run.
+func lockRunning(ctx context.Context, tx pgx.Tx, jobID int64) error {
+	jobs, err := lockJobs(ctx, tx, []int64{jobID})
+	if err != nil {
+		return err
+	}
+	return checkRunning(jobs, jobID)
+}
+
+func checkRunning(jobs map[int64]lockedJob, jobID int64) error {
+	if job, ok := jobs[jobID]; !ok || job.State != "running" {
+		return fmt.Errorf("job %d does not run: %w", jobID, ErrSuperseded)
+	}
+	return nil
+}
+
+func onePerUser(wishes []Wish) []Wish {
+	seen := make(map[uuid.UUID]bool, len(wishes))
+	var first []Wish
+	for _, w := range wishes {
+		if !seen[w.UserID] {
+			seen[w.UserID] = true
+			first = append(first, w)
+		}
+	}
+	return first
+}
+
+func linkFiles(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, wishes []Wish, link LinkFunc) error {
+	existing, err := queryFiles(ctx, tx, contentID)
+	if err != nil {
+		return err
+	}
+	var made []File
+	err = holdOpen(ctx, tx, func(ctx context.Context) (err error) {
+		made, err = link(ctx, wishes, existing)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, f := range made {
+		if err := insertFile(ctx, tx, contentID, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insertFile records a file, or again one that an earlier job of the same content made at the same path.
+func insertFile(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, f File) error {
+	tag, err := tx.Exec(ctx, `
+		INSERT INTO medianest.files AS f (id, content_id, user_id, path, size_bytes, sha256)
+		VALUES (@id, @content_id, @user_id, @path, @size_bytes, @sha256)
+		ON CONFLICT (path) DO UPDATE
+		SET size_bytes = excluded.size_bytes, sha256 = excluded.sha256
+		WHERE f.content_id = excluded.content_id AND f.user_id = excluded.user_id`,
+		pgx.StrictNamedArgs{
+			"id": uuid.Must(uuid.NewV7()), "content_id": contentID, "user_id": f.UserID, "path": f.Path,
+			"size_bytes": f.SizeBytes, "sha256": f.SHA256,
+		})
+	if err != nil {
+		return fmt.Errorf("record file %q: %w", f.Path, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("record file %q: the path is another content's: %w", f.Path, ErrConflict)
+	}
+	return nil
+}

@@ -1,0 +1,227 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"medianest/store"
+)
+
+func TestBeginFetch(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	ann, ben, cat := b.user("ann"), b.user("ben"), b.user("cat")
+	anns, bens, cats := b.create(ann, "https://site.test/a"), b.create(ben, "https://site.test/a"), b.create(cat, "https://site.test/a")
+	_, err := b.api.CancelDownload(ctx, cats.ID, cat.Viewer())
+	require.NoError(t, err)
+	b.setJob(*anns.JobID, "running")
+
+	f, err := b.worker.BeginFetch(ctx, anns.ContentID, *anns.JobID)
+	require.NoError(t, err)
+	require.Equal(t, 1, f.Generation)
+	require.Equal(t, "https://site.test/a", f.Content.URL)
+	require.Nil(t, f.Content.Probe)
+	require.Empty(t, f.Files)
+	require.Equal(t, []store.Wish{
+		{DownloadID: anns.ID, UserID: ann.ID, UserName: "ann"},
+		{DownloadID: bens.ID, UserID: ben.ID, UserName: "ben"},
+	}, f.Wishes)
+
+	f, err = b.worker.BeginFetch(ctx, anns.ContentID, *anns.JobID)
+	require.NoError(t, err)
+	require.Equal(t, 2, f.Generation)
+
+	_, err = b.worker.BeginFetch(ctx, uuid.New(), *anns.JobID)
+	require.ErrorIs(t, err, store.ErrNotFound)
+}
+
+// A job that an operator brings back runs before the outbox's consumer has revived its downloads.
+func TestBeginFetchBeforeTheConsumerFollowed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann, ben := b.user("ann"), b.user("ben")
+	d := b.create(ann, "https://site.test/a")
+	b.end(d, "discarded", store.StateFailed)
+	b.setJob(*d.JobID, "running")
+	f, err := b.worker.BeginFetch(t.Context(), d.ContentID, *d.JobID)
+	require.NoError(t, err)
+	require.Len(t, f.Wishes, 1)
+
+	// It is the content's job again.
+	b.exec(`UPDATE medianest.content SET job_id = NULL`)
+	_, err = b.worker.BeginFetch(t.Context(), d.ContentID, *d.JobID)
+	require.NoError(t, err)
+	require.Equal(t, d.JobID, b.create(ben, "https://site.test/a").JobID)
+}
+
+func TestSaveProbe(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	ann, ben := b.user("ann"), b.user("ben")
+	d := b.create(ann, "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{
+		Extractor: "generic\x00", ExtractorID: "42", Title: "Tit\x00le \xff" + strings.Repeat("é", 2000),
+		Info: json.RawMessage(`{"title": "a\u0000b", "half": "\ud800", "pair": "\ud83d\ude00", "path": "C:\\u0000", "n": 12345678901234567890}`),
+	}))
+	got := b.find(d)
+	require.True(t, strings.HasPrefix(got.Title, "Title \uFFFDé"), got.Title)
+	require.LessOrEqual(t, len(got.Title), 1024)
+
+	f, err := b.worker.BeginFetch(ctx, d.ContentID, *d.JobID)
+	require.NoError(t, err)
+	require.Equal(t, "generic", f.Content.Extractor)
+	require.Equal(t, "42", f.Content.ExtractorID)
+	require.NotNil(t, f.Content.ProbedAt)
+	require.JSONEq(t, `{"title": "ab", "half": "\ufffd", "pair": "😀", "path": "C:\\u0000", "n": 12345678901234567890}`, string(f.Content.Probe))
+	require.Contains(t, string(f.Content.Probe), "12345678901234567890")
+
+	// Who joins later gets the title at once; who has the file keeps the file's.
+	require.Equal(t, got.Title, b.create(ben, "https://site.test/a").Title)
+	b.setState(d, store.StateCompleted)
+	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{Title: "Another", Info: json.RawMessage(`{}`)}))
+	require.Equal(t, got.Title, b.find(d).Title)
+
+	require.ErrorIs(t, b.worker.SaveProbe(ctx, uuid.New(), store.ProbeResult{Info: json.RawMessage(`{}`)}), store.ErrNotFound)
+	require.ErrorIs(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{Info: json.RawMessage(`{`)}), store.ErrInvalid)
+
+	require.NoError(t, b.worker.SaveFailure(ctx, d.ContentID, "It broke.\x00"))
+	f, err = b.worker.BeginFetch(ctx, d.ContentID, *d.JobID)
+	require.NoError(t, err)
+	require.Equal(t, "It broke.", f.Content.FailureDetail)
+	require.ErrorIs(t, b.worker.SaveFailure(ctx, uuid.New(), ""), store.ErrNotFound)
+}
+
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	ann, ben := b.user("ann"), b.user("ben")
+	anns, bens := b.create(ann, "https://site.test/a"), b.create(ben, "https://site.test/a")
+	b.fetch(anns, "a.mp4")
+	require.Equal(t, "completed", b.jobState(*anns.JobID))
+	for _, d := range []store.Download{anns, bens} {
+		require.Len(t, b.find(d).Files, 1)
+		require.Equal(t, store.StateQueued, b.find(d).State, "the state follows the outbox")
+	}
+
+	// Another user, later: a job, but the file is there already.
+	cat := b.user("cat")
+	cats := b.create(cat, "https://site.test/a")
+	b.setJob(*cats.JobID, "running")
+	f, err := b.worker.BeginFetch(ctx, cats.ContentID, *cats.JobID)
+	require.NoError(t, err)
+	require.Len(t, f.Files, 2)
+	require.Len(t, f.Wishes, 1)
+	require.NoError(t, b.worker.Publish(ctx, cats.ContentID, *cats.JobID, linkFor("a.mp4"), completeJob(*cats.JobID)))
+	require.Equal(t, "cat/a.mp4", b.find(cats).Files[0].Path)
+}
+
+func TestPublishGivesEachUserOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann := b.user("ann")
+	alone := b.create(ann, "https://site.test/1")
+	list := b.create(ann, "https://site.test/list")
+	b.expand(list, entry("https://site.test/1"), entry("https://site.test/2"))
+	b.setJob(*alone.JobID, "running")
+	wishes, err := b.worker.Wishes(t.Context(), alone.ContentID, *alone.JobID)
+	require.NoError(t, err)
+	require.Len(t, wishes, 2)
+	require.NoError(t, b.worker.Publish(t.Context(), alone.ContentID, *alone.JobID,
+		func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+			require.Len(t, wishes, 1)
+			return linkFor("1.mp4")(ctx, wishes, existing)
+		}, completeJob(*alone.JobID)))
+	require.Len(t, b.find(alone).Files, 1)
+	require.Len(t, b.children(list)[0].Files, 1)
+}
+
+func TestPublishOfAJobThatDoesNotRunAnyMore(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	d := b.create(b.user("ann"), "https://site.test/a")
+	link := func(context.Context, []store.Wish, []store.File) ([]store.File, error) {
+		return nil, errors.New("linked")
+	}
+	for _, state := range []string{"available", "cancelled", "retryable", "discarded", "completed"} {
+		b.setJob(*d.JobID, state)
+		require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, link, completeJob(*d.JobID)), store.ErrSuperseded)
+		require.ErrorIs(t, b.worker.Expand(t.Context(), d.ContentID, *d.JobID, []store.NewEntry{entry("https://site.test/1")}, completeJob(*d.JobID)), store.ErrSuperseded)
+	}
+	require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, 1<<40, link, completeJob(*d.JobID)), store.ErrSuperseded)
+	require.ErrorIs(t, b.worker.Publish(t.Context(), uuid.New(), *d.JobID, link, completeJob(*d.JobID)), store.ErrNotFound)
+}
+
+func TestPublishWithoutAWishOnlyCompletes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann := b.user("ann")
+	d := b.create(ann, "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+	_, err := b.api.CancelDownload(t.Context(), d.ID, ann.Viewer())
+	require.NoError(t, err)
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, func(context.Context, []store.Wish, []store.File) ([]store.File, error) {
+		return nil, errors.New("linked")
+	}, completeJob(*d.JobID)))
+	require.Equal(t, "completed", b.jobState(*d.JobID))
+}
+
+func TestFailedPublishLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	ann := b.user("ann")
+	d := b.create(ann, "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+	boom := errors.New("boom")
+
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID,
+		func(context.Context, []store.Wish, []store.File) ([]store.File, error) { return nil, boom }, completeJob(*d.JobID)), boom)
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, linkFor("a.mp4"),
+		func(context.Context, pgx.Tx) error { return boom }), boom)
+	require.Zero(t, b.count(`SELECT count(*) FROM medianest.files`))
+	require.Equal(t, "running", b.jobState(*d.JobID))
+
+	// The path is another's.
+	other := b.create(ann, "https://site.test/b")
+	b.fetch(other, "taken.mp4")
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, linkFor("taken.mp4"), completeJob(*d.JobID)), store.ErrConflict)
+}
+
+// Who wishes while the files are linked waits, and gets a job of its own: the one at work has counted its wishes.
+func TestJoinDuringPublish(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	ann, ben := b.user("ann"), b.user("ben")
+	d := b.create(ann, "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+
+	type result struct {
+		d   store.Download
+		err error
+	}
+	joined := make(chan result, 1)
+	require.NoError(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+		require.Len(t, wishes, 1)
+		go func() {
+			d, _, err := b.api.CreateDownload(t.Context(), wish(ben, "https://site.test/a"))
+			joined <- result{d, err}
+		}()
+		b.waitForLockWaiter()
+		return linkFor("a.mp4")(ctx, wishes, existing)
+	}, completeJob(*d.JobID)))
+	got := <-joined
+	require.NoError(t, got.err)
+	require.NotEqual(t, *d.JobID, *got.d.JobID)
+}

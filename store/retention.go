@@ -1,0 +1,178 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// contentRetention is how long a content that nobody wishes for and that has no file is kept.
+const contentRetention = 24 * time.Hour
+
+// trimBatch is how many rows a statement of retention looks at or removes: short transactions, no long locks.
+const trimBatch = 1000
+
+// Trimmed says how many rows retention removed.
+type Trimmed struct {
+	IdempotencyKeys, JobViewers, Contents int64
+}
+
+// TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
+// that are gone and whose events are older than eventRetention, and contents a day old that nobody needs. It goes
+// through the tables in batches and may be called at any time by any number of processes; once an hour is plenty.
+func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
+	var (
+		t   Trimmed
+		err error
+	)
+	if t.IdempotencyKeys, err = s.trimIdempotency(ctx); err != nil {
+		return t, fmt.Errorf("trim idempotency keys: %w", interpret(err))
+	}
+	if t.JobViewers, err = s.trimJobViewers(ctx, eventRetention); err != nil {
+		return t, fmt.Errorf("trim job viewers: %w", interpret(err))
+	}
+	if t.Contents, err = s.trimContents(ctx); err != nil {
+		return t, fmt.Errorf("trim contents: %w", interpret(err))
+	}
+	return t, nil
+}
+
+func (s *Store) trimIdempotency(ctx context.Context) (total int64, err error) {
+	for {
+		tag, err := s.pool.Exec(ctx, `
+			DELETE FROM medianest.idempotency
+			WHERE (user_id, key) IN (
+				SELECT i.user_id, i.key
+				FROM medianest.idempotency AS i
+				WHERE i.created_at < now() - @window::interval
+				ORDER BY i.created_at
+				LIMIT @batch
+				FOR UPDATE SKIP LOCKED
+			)`,
+			pgx.StrictNamedArgs{"window": idempotencyWindow, "batch": trimBatch})
+		total += tag.RowsAffected()
+		if err != nil || tag.RowsAffected() < trimBatch {
+			return total, err
+		}
+	}
+}
+
+// trimJobViewers walks the table by job, a window of jobs at a time: rows that stay cost a look each and no more.
+func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total int64, err error) {
+	var after int64
+	for {
+		var (
+			last    *int64
+			removed int64
+		)
+		err := s.pool.QueryRow(ctx, `
+			WITH window_jobs AS (
+				SELECT DISTINCT v.job_id
+				FROM medianest.job_viewer AS v
+				WHERE v.job_id > @after
+				ORDER BY v.job_id
+				LIMIT @batch
+			), removed AS (
+				DELETE FROM medianest.job_viewer AS v
+				USING window_jobs AS w
+				WHERE v.job_id = w.job_id
+					AND v.created_at < now() - @age::interval
+					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id)
+				RETURNING v.job_id
+			)
+			SELECT (SELECT max(w.job_id) FROM window_jobs AS w), (SELECT count(*) FROM removed)`,
+			pgx.StrictNamedArgs{"after": after, "batch": trimBatch, "age": age}).Scan(&last, &removed)
+		total += removed
+		if err != nil || last == nil {
+			return total, err
+		}
+		after = *last
+	}
+}
+
+// trimContents walks the table by id, which is by age.
+func (s *Store) trimContents(ctx context.Context) (total int64, err error) {
+	var after uuid.UUID
+	for {
+		candidates, last, err := s.staleContents(ctx, after)
+		if err != nil || last == nil {
+			return total, err
+		}
+		after = *last
+		if len(candidates) == 0 {
+			continue
+		}
+		removed, err := s.deleteContents(ctx, candidates)
+		total += removed
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// staleContents looks at one window of contents after an id and returns those that may go, and the window's last id or
+// nil.
+func (s *Store) staleContents(ctx context.Context, after uuid.UUID) (stale []uuid.UUID, last *uuid.UUID, err error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT w.id, w.created_at < now() - @age::interval AND `+unneededContent+` AS stale
+		FROM (
+			SELECT c.id, c.job_id, c.created_at
+			FROM medianest.content AS c
+			WHERE c.id > @after
+			ORDER BY c.id
+			LIMIT @batch
+		) AS w
+		ORDER BY w.id`,
+		pgx.StrictNamedArgs{"after": after, "batch": trimBatch, "age": contentRetention})
+	if err != nil {
+		return nil, nil, err
+	}
+	var (
+		id      uuid.UUID
+		isStale bool
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &isStale}, func() error {
+		seen := id
+		last = &seen
+		if isStale {
+			stale = append(stale, id)
+		}
+		return nil
+	})
+	return stale, last, err
+}
+
+// unneededContent says of a content w that it has no download, no file and no job at work.
+const unneededContent = `NOT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.content_id = w.id)
+			AND NOT EXISTS (SELECT FROM medianest.files AS f WHERE f.content_id = w.id)
+			AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id AND j.finalized_at IS NULL)`
+
+// deleteContents locks first and looks again then: whoever held a row may have made a download of it.
+func (s *Store) deleteContents(ctx context.Context, ids []uuid.UUID) (removed int64, err error) {
+	err = s.inTx(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `
+			SELECT c.id
+			FROM medianest.content AS c
+			WHERE c.id = ANY(@ids)
+			ORDER BY c.id
+			FOR UPDATE SKIP LOCKED`,
+			pgx.StrictNamedArgs{"ids": ids})
+		if err != nil {
+			return err
+		}
+		locked, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `
+			DELETE FROM medianest.content AS w
+			WHERE w.id = ANY(@ids) AND `+unneededContent,
+			pgx.StrictNamedArgs{"ids": locked})
+		removed = tag.RowsAffected()
+		return err
+	})
+	return removed, err
+}
