@@ -18,8 +18,8 @@ const (
 
 	// stepLockTimeout bounds how long a step queues for a table that is in use: whoever comes later queues behind it,
 	// so a step that waits for a long transaction stops the whole platform. It is tried again stepAttempts times.
-	stepLockTimeout = "3s"
-	stepAttempts    = 20
+	stepLockTimeout = "2s"
+	stepAttempts    = 30
 	stepPause       = 500 * time.Millisecond
 
 	closeTimeout = 5 * time.Second
