@@ -461,7 +461,8 @@ func TestRiverIsMigratedWithoutAMissedEvent(t *testing.T) {
 	<-started
 	b.up(t)
 	close(stop)
-	require.Len(t, b.events(t), <-inserted)
+	n := <-inserted
+	require.Len(t, b.events(t), n)
 	require.True(t, b.status(t).UpToDate())
 	require.Contains(t, b.out.String(), "river 007_")
 }
