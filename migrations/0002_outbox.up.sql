@@ -44,7 +44,8 @@ CREATE TABLE medianest.consumer (
     epoch text NOT NULL,
     tick bigint NOT NULL,
     event_id bigint NOT NULL,
-    rebuilt_to uuid                        -- a rebuild from the present is under way and has done the rows up to this id
+    rebuilt_to uuid,                       -- a rebuild from the present is under way and has done the rows up to this id
+    behind uuid[] NOT NULL DEFAULT '{}'    -- rows that somebody held locked, to be done later
 );
 
 -- stream_epoch names this very history of ticks. It changes whenever ticks could go back or be told twice: another
