@@ -4,6 +4,8 @@
 #   Postgres server, ffmpeg with ffprobe, redis-server (tests)   from the system's packages (Debian, Ubuntu)
 #   yt-dlp 2025.04.30 or newer                                   in .tools, with .tools/bin/yt-dlp to call
 #
+# `sh deploy/tools/install.sh yt-dlp` looks after the named ones only (an image has no use for the rest).
+#
 # Says nothing and ends at once when all is there. The system's package sources are never changed: a newer yt-dlp is
 # read from a newer suite of the same mirror through an apt state of its own and unpacked, not installed.
 #
@@ -22,7 +24,9 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-[ -f go.mod ] || die "run me from the root of the checkout: sh deploy/tools/install.sh"
+[ $# -gt 0 ] || set -- postgres ffmpeg redis-server yt-dlp
+wanted=" $* "
+wants() { case $wanted in *" $1 "*) ;; *) return 1 ;; esac; }
 
 # --- what is there ---------------------------------------------------------------------------------------------------
 
@@ -49,10 +53,10 @@ have_ytdlp() {
 }
 
 missing=
-have_postgres || missing="$missing postgres"
-have_ffmpeg || missing="$missing ffmpeg"
-have redis-server || missing="$missing redis-server"
-have_ytdlp || missing="$missing yt-dlp"
+! wants postgres || have_postgres || missing="$missing postgres"
+! wants ffmpeg || have_ffmpeg || missing="$missing ffmpeg"
+! wants redis-server || have redis-server || missing="$missing redis-server"
+! wants yt-dlp || have_ytdlp || missing="$missing yt-dlp"
 [ -n "$missing" ] || exit 0
 
 mkdir -p "$tools/bin"
@@ -153,13 +157,14 @@ if [ -n "$packages" ]; then
 		die "this needs root. Run" "  sudo apt-get update && sudo apt-get install --no-install-recommends$packages" "and then \`make tools\` again."
 	fi
 fi
-have_postgres || die "Postgres is installed, but initdb, postgres and pg_dump are not where they should be: set POSTGRES_BIN"
-have_ffmpeg || die "ffmpeg or ffprobe is not where it should be: set FFMPEG"
-have redis-server || die "redis-server is not in PATH"
+! wants postgres || have_postgres || die "Postgres is installed, but initdb, postgres and pg_dump are not where they should be: set POSTGRES_BIN"
+! wants ffmpeg || have_ffmpeg || die "ffmpeg or ffprobe is not where it should be: set FFMPEG"
+! wants redis-server || have redis-server || die "redis-server is not in PATH"
 
 # --- yt-dlp ----------------------------------------------------------------------------------------------------------
 
-have_ytdlp && exit 0
+! wants yt-dlp || ! have_ytdlp || exit 0
+wants yt-dlp || exit 0
 
 # number VERSION prints 2025.04.30, 2025.04.30.123456 and 2025.4.30 as 20250430.
 number() { printf '%s\n' "$1" | awk -F. '{ printf "%d", $1 * 10000 + $2 * 100 + $3 }'; }
