@@ -55,15 +55,17 @@ func classify(err error) error {
 	if errors.Is(err, pgx.ErrNoRows) {
 		return ErrNotFound
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return classifyCode(pgErr.Code)
-	}
+	// A statement of a caller that left is cancelled on the server as well: the caller's leaving comes first.
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
-	// Before the deadlines: an attempt to connect has one of its own.
+	// Whatever the server says when it lets nobody in (a wrong password, a role or database that is not there yet), it
+	// is not about a value. Before the deadlines, since an attempt to connect has one of its own.
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return ErrUnavailable
+	}
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return classifyCode(pgErr.Code)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return nil
