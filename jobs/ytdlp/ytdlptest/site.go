@@ -67,6 +67,9 @@ func (s *Site) exhibits() []exhibit {
 		{"/slow.mp4", "/slow.mp4?rate=65536", "a plain MP4 at rate bytes a second", s.slow},
 		{"/items/{name}", "", "", s.item},
 		{"/hls/{rest...}", "/hls/master.m3u8", "an HLS stream of 6 seconds in two sizes (rate for bytes a second)", s.hls},
+		{"/ffmpeg.m3u8", "/ffmpeg.m3u8", "an HLS stream that yt-dlp leaves to ffmpeg", s.encrypted("/key")},
+		{"/ffmpeg-hang.m3u8", "", "the same, whose key never comes", s.encrypted("/hang")},
+		{"/key", "", "", s.key},
 		{"/dash/{rest...}", "/dash/manifest.mpd", "a DASH stream of 6 seconds, picture and sound apart, in two sizes", s.dash},
 		{"/drm", "/drm", "a DASH stream that says it is protected", s.file("dash/protected.mpd")},
 		{"/page", "/page", "a page with one film (n to choose)", s.page},
@@ -197,6 +200,21 @@ func (s *Site) hls(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, line)
 	}
 }
+
+// encrypted is a stream whose method yt-dlp does not know and ffmpeg does. Its segments have nothing encrypted in them,
+// which is all the same to ffmpeg.
+func (s *Site) encrypted(key string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+		fmt.Fprintf(w, "#EXTM3U\n#EXT-X-VERSION:5\n#EXT-X-TARGETDURATION:2\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"%s\"\n", key)
+		for n := range 3 {
+			fmt.Fprintf(w, "#EXTINF:2.0,\n/hls/low/%d.ts\n", n)
+		}
+		fmt.Fprintln(w, "#EXT-X-ENDLIST")
+	}
+}
+
+func (s *Site) key(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 16)) }
 
 func (s *Site) dash(w http.ResponseWriter, r *http.Request) {
 	s.file(path.Join("dash", path.Clean("/"+r.PathValue("rest"))))(w, r)

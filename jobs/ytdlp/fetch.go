@@ -1,0 +1,267 @@
+package ytdlp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"medianest/jobs/reason"
+)
+
+// FetchRequest asks for one film.
+type FetchRequest struct {
+	// URL is the address that was probed.
+	URL string
+	// Info is the Probe's, so that nothing is extracted twice. Without it, or when what it says has expired, yt-dlp
+	// extracts from URL.
+	Info json.RawMessage
+	// Dir is where the film is put together, and must exist. It holds nothing else. A Fetch goes on with what an
+	// earlier one of the same film has left in it.
+	Dir     string
+	Profile Profile
+	Network Network
+	// OnProgress, if not nil, is called about once a second and when something begins or ends, by one goroutine at a
+	// time and until Fetch returns. It must not block.
+	OnProgress func(Progress)
+}
+
+// Media is a fetched film.
+type Media struct {
+	Path string // in the request's Dir
+	Ext  string // of Path, without the dot
+}
+
+// tornBytes is how much is cut off a partial file whose writing was broken off: what a host that lost its power may
+// not have written, although the file is long enough for it.
+const tornBytes = 1 << 20
+
+// Fetch fetches a film into the request's directory. Failures that yt-dlp reports are *reason.Error; a cancelled
+// context's cause comes back wrapped, and nobody writes to the directory any more when Fetch returns. What it leaves
+// there after a failure is good for going on.
+func (r *Runner) Fetch(ctx context.Context, req FetchRequest) (Media, error) {
+	at, err := newTarget(req.URL)
+	if err != nil {
+		return Media{}, err
+	}
+	if err := req.Profile.Validate(); err != nil {
+		return Media{}, &reason.Error{Reason: reason.Internal, Err: fmt.Errorf("fetch with profile: %w", err)}
+	}
+	// yt-dlp prints absolute paths as it was given them; they are compared below.
+	if req.Dir, err = filepath.Abs(req.Dir); err != nil {
+		return Media{}, fmt.Errorf("fetch into %s: %w", req.Dir, err)
+	}
+	if err := repair(req.Dir); err != nil {
+		return Media{}, onDisk(fmt.Errorf("repair what an earlier fetch left: %w", err))
+	}
+	if len(req.Info) > 0 {
+		if err := writeInfo(req.Dir, req.Info); err != nil {
+			return Media{}, onDisk(err)
+		}
+		media, err := r.fetch(ctx, req, at, true)
+		if !expired(err) {
+			return media, err
+		}
+		r.log.DebugContext(ctx, "what was extracted has expired; extracting again", slog.String("url_host", at.host), slog.Any("err", err))
+	}
+	return r.fetch(ctx, req, at, false)
+}
+
+// fetch runs yt-dlp once.
+func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInfo bool) (Media, error) {
+	marker := filepath.Join(req.Dir, runningFile)
+	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+		return Media{}, onDisk(fmt.Errorf("begin fetch: %w", err))
+	}
+	progress := &tracker{}
+	var file string
+	report := func(line string) bool {
+		known, changed := progress.line(line)
+		if changed && req.OnProgress != nil {
+			req.OnProgress(progress.last)
+		}
+		return known
+	}
+	// yt-dlp prints downloads' progress on its output and post-processors' on its error output, which two goroutines
+	// read.
+	var mu sync.Mutex
+	merged := func(line string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return report(line)
+	}
+	warned := r.warnings(ctx, at)
+	ended, err := r.run(ctx, invocation{
+		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
+		stdout: newLines(func(line string) {
+			if path, ok := strings.CutPrefix(line, fileMark); ok {
+				_ = json.Unmarshal([]byte(path), &file) // what is no path fails below
+				return
+			}
+			merged(line)
+		}),
+		stderr: func(line string) bool { return merged(line) || warned(line) },
+	})
+	if ended.clean() {
+		_ = os.Remove(marker) // left behind, it costs the next fetch some bytes
+	}
+	if err != nil {
+		return Media{}, stopped(err, at)
+	}
+	if ended.code != 0 {
+		return Media{}, classify(ended, req.Dir)
+	}
+	return fetched(req.Dir, file)
+}
+
+// fetched checks what yt-dlp says that it has made.
+func fetched(dir, file string) (Media, error) {
+	if file == "" {
+		return Media{}, &reason.Error{Reason: reason.NoMedia, Err: errors.New("yt-dlp ended well and named no file")}
+	}
+	if filepath.Dir(filepath.Clean(file)) != dir {
+		return Media{}, &reason.Error{Reason: reason.Internal, Err: errors.New("yt-dlp named a file outside its directory")}
+	}
+	info, err := os.Lstat(file)
+	if err != nil || !info.Mode().IsRegular() {
+		return Media{}, &reason.Error{Reason: reason.Internal, Err: errors.New("yt-dlp named a file that is not there")}
+	}
+	if info.Size() == 0 {
+		return Media{}, &reason.Error{Reason: reason.Damaged, Detail: "The file is empty."}
+	}
+	ext := strings.TrimPrefix(filepath.Ext(file), ".")
+	if ext != "unknown_video" {
+		return Media{Path: file, Ext: ext}, nil
+	}
+	// The server did not say what it is; it may be a film, or anything at all.
+	ext, err = sniff(file)
+	if err != nil {
+		return Media{}, onDisk(fmt.Errorf("look at what was fetched: %w", err))
+	}
+	if ext == "" {
+		_ = os.Remove(file) // a later try would take it for fetched
+		return Media{}, &reason.Error{Reason: reason.NoMedia, Detail: "What is at this address is neither video nor audio."}
+	}
+	known := strings.TrimSuffix(file, "unknown_video") + ext
+	if err := os.Rename(file, known); err != nil {
+		return Media{}, onDisk(fmt.Errorf("name what was fetched: %w", err))
+	}
+	return Media{Path: known, Ext: ext}, nil
+}
+
+var extensions = map[string]string{
+	"video/mp4": "mp4", "video/webm": "webm", "video/avi": "avi", "application/ogg": "ogg",
+	"audio/mpeg": "mp3", "audio/wave": "wav", "audio/aiff": "aiff",
+}
+
+// sniff returns the extension for a media file by its first bytes, or "" for what is none.
+func sniff(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	head := make([]byte, 512)
+	n, err := io.ReadFull(file, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", err
+	}
+	head = head[:n]
+	switch {
+	case strings.HasPrefix(string(head), "fLaC"):
+		return "flac", nil
+	case strings.HasPrefix(string(head), "FLV\x01"):
+		return "flv", nil
+	case n > 376 && head[0] == 0x47 && head[188] == 0x47 && head[376] == 0x47:
+		return "ts", nil
+	}
+	return extensions[http.DetectContentType(head)], nil
+}
+
+// writeInfo puts a description where --load-info-json reads it. It is without the page's address: given that, yt-dlp
+// goes there by itself after any failure, and fetches all that a page of several films has.
+func writeInfo(dir string, info json.RawMessage) error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(info, &fields); err != nil {
+		return &reason.Error{Reason: reason.Internal, Err: fmt.Errorf("decode the stored description: %w", err)}
+	}
+	delete(fields, "webpage_url")
+	content, err := json.Marshal(fields)
+	if err != nil {
+		return fmt.Errorf("encode the stored description: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, infoFile), content, 0o600); err != nil {
+		return fmt.Errorf("write the stored description: %w", err)
+	}
+	return nil
+}
+
+// expired reports whether a failure may be one of an old description alone: the site refuses the addresses in it.
+func expired(err error) bool {
+	failure := reason.Find(err)
+	if failure == nil {
+		return false
+	}
+	text := strings.ToLower(failure.Error())
+	for _, status := range []string{"http error 401", "http error 403", "http error 404", "http error 410"} {
+		if strings.Contains(text, status) {
+			return true
+		}
+	}
+	return false
+}
+
+// onDisk gives a full disk its reason, and leaves other errors as they are.
+func onDisk(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &reason.Error{Reason: reason.DiskFull, Err: err}
+	}
+	return err
+}
+
+// repair prepares a directory in which a fetch was broken off without a clean end. yt-dlp notes how many fragments of
+// a stream it has only after it has appended them: going on could put one in twice, silently. Such a stream begins
+// anew. A plain file goes on, a little before its end.
+func repair(dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, runningFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	fragmented := map[string]bool{}
+	for _, entry := range entries {
+		if name, ok := strings.CutSuffix(entry.Name(), ".ytdl"); ok {
+			fragmented[name+".part"] = true
+		}
+	}
+	for _, entry := range entries {
+		name, path := entry.Name(), filepath.Join(dir, entry.Name())
+		switch {
+		case !entry.Type().IsRegular():
+		case strings.HasSuffix(name, ".ytdl"), fragmented[name], strings.Contains(name, ".part-Frag"), strings.Contains(name, ".temp."):
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		case strings.HasSuffix(name, ".part"):
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			if err := os.Truncate(path, max(0, info.Size()-tornBytes)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
