@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,7 +31,8 @@ func OwnServer(t testing.TB, restart bool) *Owned {
 		t.Fatalf("make directory for test server: %v", err)
 	}
 	o := &Owned{t: t, dir: dir, opts: pgserver.Options{
-		ScratchDir: dir, DataDir: filepath.Join(dir, "pg"), NoSync: true, Restart: restart, Logger: testLogger(),
+		ScratchDir: dir, DataDir: filepath.Join(dir, "pg"), NoSync: true, Restart: restart,
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}
 	t.Cleanup(func() {
 		o.Stop()

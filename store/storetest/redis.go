@@ -129,24 +129,34 @@ func (r *RedisServer) start() error {
 func (r *RedisServer) awaitReady(p *os.Process) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	client := redis.NewClient(&redis.Options{Addr: r.addr(), MaxRetries: -1})
-	defer client.Close()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		info, err := client.InfoMap(ctx, "server").Result()
-		if err == nil {
-			if pid := info["Server"]["process_id"]; pid != strconv.Itoa(p.Pid) {
-				return fmt.Errorf("port %d is process %s's", r.port, pid)
-			}
-			return nil
-		}
+	// The client prints a line for every dial that fails: it waits until one does not.
+	for !r.listens(ctx) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("it does not answer: %w", err)
+			return errors.New("it does not listen")
 		}
 	}
+	client := redis.NewClient(&redis.Options{Addr: r.addr()})
+	defer client.Close()
+	info, err := client.InfoMap(ctx, "server").Result()
+	if err != nil {
+		return fmt.Errorf("it does not answer: %w", err)
+	}
+	if pid := info["Server"]["process_id"]; pid != strconv.Itoa(p.Pid) {
+		return fmt.Errorf("port %d is process %s's", r.port, pid)
+	}
+	return nil
+}
+
+func (r *RedisServer) listens(ctx context.Context) bool {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", r.addr())
+	if err != nil {
+		return false
+	}
+	return conn.Close() == nil
 }
 
 // Stop kills the server, as an outage does, and returns when it is gone. A stopped server is left alone.
