@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"medianest/jobs/reason"
@@ -87,7 +89,11 @@ func classify(ended ending, dir string) *reason.Error {
 	said := errorLines(ended.stderr)
 	for _, line := range said {
 		if found := match(line); found != "" {
-			return &reason.Error{Reason: found, Detail: clean(line, dir, maxDetail), Err: fmt.Errorf("yt-dlp ended with status %d: %w", ended.code, cause(strings.Join(said, "; ")))}
+			failure := &reason.Error{Reason: found, Detail: clean(line, dir, maxDetail), Err: fmt.Errorf("yt-dlp ended with status %d: %w", ended.code, cause(strings.Join(said, "; ")))}
+			if wait := announced(line); found == reason.Upcoming && wait > 0 {
+				failure.RetryAt = time.Now().Add(wait)
+			}
+			return failure
 		}
 	}
 	detail := ""
@@ -115,6 +121,22 @@ func match(message string) reason.Reason {
 		}
 	}
 	return ""
+}
+
+var announcement = regexp.MustCompile(`(?i)\bin (?:an? |(\d{1,4}) )(minute|hour|day|week)`)
+
+// announced is how long it is until what a message announces, such as "Premieres in 3 hours", or 0.
+func announced(message string) time.Duration {
+	found := announcement.FindStringSubmatch(message)
+	if found == nil {
+		return 0
+	}
+	n, err := strconv.Atoi(found[1])
+	if err != nil { // "in an hour"
+		n = 1
+	}
+	units := map[string]time.Duration{"minute": time.Minute, "hour": time.Hour, "day": 24 * time.Hour, "week": 7 * 24 * time.Hour}
+	return time.Duration(n) * units[strings.ToLower(found[2])]
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -93,6 +94,23 @@ func TestClassifyEndings(t *testing.T) {
 			require.Equal(t, test.want, classify(test.ended, "/staging").Reason)
 		})
 	}
+}
+
+func TestUpcomingSaysWhen(t *testing.T) {
+	t.Parallel()
+	for message, want := range map[string]time.Duration{
+		"Premieres in 3 hours":                          3 * time.Hour,
+		"This live event will begin in 16 minutes.":     16 * time.Minute,
+		"This live event will begin in a few moments.":  0,
+		"This live event will begin in an hour.":        time.Hour,
+		"Premieres in 2 days":                           48 * time.Hour,
+		"Premieres in 99999999999999999999999999 hours": 0,
+	} {
+		require.Equal(t, want, announced(message), message)
+	}
+	failure := classify(ending{code: 1, stderr: "ERROR: [youtube] x: Premieres in 3 hours"}, "")
+	require.WithinDuration(t, time.Now().Add(3*time.Hour), failure.RetryAt, time.Minute)
+	require.Zero(t, classify(ending{code: 1, stderr: "ERROR: [x] y: Private video in 3 hours"}, "").RetryAt)
 }
 
 func TestDetailIsFitForPeople(t *testing.T) {

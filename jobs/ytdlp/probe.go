@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"medianest/jobs/reason"
 )
@@ -132,17 +133,18 @@ func (r *Runner) warnings(ctx context.Context, at target) func(string) bool {
 
 // description is what is used of yt-dlp's JSON.
 type description struct {
-	Type         string            `json:"_type"`
-	ID           string            `json:"id"`
-	Title        string            `json:"title"`
-	Ext          string            `json:"ext"`
-	URL          string            `json:"url"`
-	WebpageURL   string            `json:"webpage_url"`
-	ExtractorKey string            `json:"extractor_key"`
-	IEKey        string            `json:"ie_key"`
-	Duration     float64           `json:"duration"`
-	LiveStatus   string            `json:"live_status"`
-	Entries      []json.RawMessage `json:"entries"`
+	Type             string            `json:"_type"`
+	ID               string            `json:"id"`
+	Title            string            `json:"title"`
+	Ext              string            `json:"ext"`
+	URL              string            `json:"url"`
+	WebpageURL       string            `json:"webpage_url"`
+	ExtractorKey     string            `json:"extractor_key"`
+	IEKey            string            `json:"ie_key"`
+	Duration         float64           `json:"duration"`
+	LiveStatus       string            `json:"live_status"`
+	ReleaseTimestamp float64           `json:"release_timestamp"`
+	Entries          []json.RawMessage `json:"entries"`
 
 	raw []byte
 }
@@ -212,7 +214,11 @@ func samePage(a, b string) bool {
 func (d description) film() (Probe, error) {
 	switch d.LiveStatus {
 	case "is_upcoming":
-		return Probe{}, &reason.Error{Reason: reason.Upcoming}
+		failure := &reason.Error{Reason: reason.Upcoming}
+		if d.ReleaseTimestamp > 0 {
+			failure.RetryAt = time.Unix(int64(d.ReleaseTimestamp), 0).UTC()
+		}
+		return Probe{}, failure
 	case "is_live":
 		// yt-dlp would record for as long as it lasts.
 		return Probe{}, &reason.Error{Reason: reason.Upcoming, Detail: "It is live now, and can be downloaded when it has ended."}
