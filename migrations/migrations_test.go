@@ -279,6 +279,12 @@ func TestUpByAnOwnerThatIsNoSuperuser(t *testing.T) {
 	for _, role := range []string{store.RoleAPI, store.RoleWorker, store.RoleRiver} {
 		require.NoError(t, migrations.Check(ctx, storetest.OpenPool(t, maker.url, role)), role)
 	}
+	// The functions run as their owner, who is no superuser either.
+	api := storetest.OpenPool(t, maker.url, store.RoleAPI)
+	_, err = storetest.OpenPool(t, maker.url, store.RoleRiver).Exec(ctx, insertJob)
+	require.NoError(t, err)
+	_, err = api.Exec(ctx, `SELECT medianest.stream_epoch(), medianest.advance_tick()`)
+	require.NoError(t, err)
 
 	// Made by maker; the administrator has to grant what plain could not take.
 	err = migrations.Up(ctx, plain.pool, plain.log)

@@ -28,7 +28,6 @@ func TestStartMakesAClusterAndKeepsIt(t *testing.T) {
 	s := start(t, opts)
 	for setting, want := range map[string]string{
 		"server_encoding":    "UTF8",
-		"lc_collate":         "C",
 		"listen_addresses":   "",
 		"fsync":              "on",
 		"synchronous_commit": "on",
@@ -40,6 +39,7 @@ func TestStartMakesAClusterAndKeepsIt(t *testing.T) {
 	} {
 		assert.Equal(t, want, query(t, s, `SELECT current_setting('`+setting+`')`), setting)
 	}
+	require.Equal(t, "C", query(t, s, `SELECT datcollate FROM pg_database WHERE datname = 'postgres'`))
 	// Ctrl-C at a terminal signals the foreground group, which the server must not be in.
 	pgid, err := syscall.Getpgid(s.PID())
 	require.NoError(t, err)

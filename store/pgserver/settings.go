@@ -44,7 +44,8 @@ func (s *Server) fixedSettings() []string {
 	return args
 }
 
-// tunables suit a small box that does other things as well: the whole server stays near 100 MB.
+// tunables suit a small box that does other things as well: 25 MB idle, by proportional set size of all processes, and
+// growing by shared_buffers and a few MB for each busy connection.
 func (s *Server) tunables() [][2]string {
 	settings := [][2]string{
 		{"max_connections", "100"},
@@ -63,6 +64,7 @@ func (s *Server) tunables() [][2]string {
 		{"wal_level", "replica"},
 		{"max_wal_senders", "2"}, // pg_basebackup takes two
 		{"max_replication_slots", "2"},
+		{"max_logical_replication_workers", "0"},
 		{"wal_compression", "on"},
 		{"min_wal_size", "32MB"},
 		{"max_wal_size", "512MB"},

@@ -28,8 +28,10 @@ func Start(script string, args ...string) (*Watch, error) {
 	}
 	defer r.Close()
 
-	// A line on the pipe is Cancel; its end without one is our death.
-	cmd := exec.Command("/bin/sh", append([]string{"-c", "read -r cancelled && exit 0\n" + script, "deathwatch"}, args...)...)
+	// A line on the pipe is Cancel; its end without one is our death. Whoever signals all processes of a service at once
+	// must not disarm the watch.
+	const wait = "trap '' HUP INT TERM\nread -r cancelled && exit 0\n"
+	cmd := exec.Command("/bin/sh", append([]string{"-c", wait + script, "deathwatch"}, args...)...)
 	cmd.Stdin = r
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
