@@ -1,0 +1,57 @@
+package stream
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+type metrics struct {
+	streams     prometheus.Gauge
+	sent        *prometheus.CounterVec
+	ended       *prometheus.CounterVec
+	lagged      prometheus.Counter
+	replayed    prometheus.Counter
+	resets      *prometheus.CounterVec
+	tickLag     prometheus.Histogram
+	pollFailing prometheus.Gauge
+}
+
+// newMetrics registers the metrics; with no registerer they count for nobody.
+func newMetrics(r prometheus.Registerer) *metrics {
+	f := promauto.With(r)
+	return &metrics{
+		streams: f.NewGauge(prometheus.GaugeOpts{
+			Name: "medianest_stream_subscribers",
+			Help: "Event streams that are open.",
+		}),
+		sent: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_stream_events_sent_total",
+			Help: "Events written to streams, by event.",
+		}, []string{"event"}),
+		ended: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_stream_ended_total",
+			Help: "Streams that ended, by cause: client (the reader left), slow (a write took too long), age, shutdown.",
+		}, []string{"cause"}),
+		lagged: f.NewCounter(prometheus.CounterOpts{
+			Name: "medianest_stream_lagging_total",
+			Help: "Times that a stream's buffer ran over, so that it read from the database what it lost.",
+		}),
+		replayed: f.NewCounter(prometheus.CounterOpts{
+			Name: "medianest_stream_replayed_rows_total",
+			Help: "Events read from the database for single streams.",
+		}),
+		resets: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_stream_resets_total",
+			Help: "Times that a client was told to read anew, by reason.",
+		}, []string{"reason"}),
+		tickLag: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "medianest_stream_tick_lag_seconds",
+			Help:    "From a tick to its events being handed to the streams.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
+		}),
+		pollFailing: f.NewGauge(prometheus.GaugeOpts{
+			Name: "medianest_stream_stalled",
+			Help: "1 while the hub can not read new events.",
+		}),
+	}
+}
