@@ -164,6 +164,8 @@ func (s *Server) release() {
 	}
 	s.removeSocketDir()
 	if s.lock != nil {
+		// Closing is not enough: a child that another goroutine is just forking holds the descriptor until its exec.
+		_ = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN)
 		s.lock.Close()
 	}
 }
