@@ -1,11 +1,30 @@
 package jobs
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivertype"
+
+	"medianest/jobs/egress"
+	"medianest/jobs/reason"
+	"medianest/jobs/ytdlp"
+	"medianest/store"
 )
 
 // DownloadArgs are the arguments of a job that brings a content into the library, for all users who wish for it.
+//
+// Run twice, it fetches nothing the second time: it links what is there for those who lack it. Cut off at any point, it
+// has left nothing in the library and nothing in the database but what it found out about the content; the next attempt
+// has a staging folder of its own. Cancelled, it is over when yt-dlp's process group is gone.
 type DownloadArgs struct {
 	ContentID uuid.UUID `json:"content_id"`
 }
@@ -17,4 +36,156 @@ func (DownloadArgs) Kind() string { return "download" }
 // row, not by River's uniqueness: a second wish must be tied to the job that runs, not refused.
 func (DownloadArgs) InsertOpts() river.InsertOpts {
 	return river.InsertOpts{Queue: QueueDownload, MaxAttempts: 8}
+}
+
+// Extractor finds out what is behind an address and fetches it. *ytdlp.Runner is one.
+type Extractor interface {
+	Probe(ctx context.Context, req ytdlp.ProbeRequest) (ytdlp.Probe, error)
+	Fetch(ctx context.Context, req ytdlp.FetchRequest) (ytdlp.Media, error)
+}
+
+// ProgressSink takes reports of how far jobs have come. *store.ProgressBus is one. Neither method may take longer than a
+// second, and an error of either changes nothing.
+type ProgressSink interface {
+	Publish(ctx context.Context, p store.Progress) error
+	Clear(ctx context.Context, jobID int64) error
+}
+
+const (
+	downloadTimeout = 12 * time.Hour
+
+	// probeFresh is for how long what an extractor said is used again. Sites' addresses are good for six hours or so.
+	probeFresh = 3 * time.Hour
+
+	// retryJitter spreads retries by a fifth either way, so that a host which came back is not met by all at once.
+	retryJitter = 0.2
+)
+
+// retryPauses are the pauses after the first, second, ... failed attempt; the last one repeats.
+var retryPauses = []time.Duration{
+	10 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 3 * time.Hour, 6 * time.Hour,
+}
+
+// DownloadWorker works jobs of kind download.
+type DownloadWorker struct {
+	river.WorkerDefaults[DownloadArgs]
+
+	store      *store.Store
+	extractor  Extractor
+	library    Library
+	guard      *egress.Guard
+	proxy      *egress.Proxy
+	progress   ProgressSink
+	log        *slog.Logger
+	retryScale float64
+}
+
+// Timeout implements river.Worker.
+func (w *DownloadWorker) Timeout(*river.Job[DownloadArgs]) time.Duration { return downloadTimeout }
+
+// NextRetry implements river.Worker.
+func (w *DownloadWorker) NextRetry(job *river.Job[DownloadArgs]) time.Time {
+	pause := retryPauses[min(max(job.Attempt, 1), len(retryPauses))-1]
+	spread := 1 + retryJitter*(2*rand.Float64()-1) //nolint:gosec // nobody gains by guessing it
+	return time.Now().Add(time.Duration(float64(pause) * spread * w.retryScale))
+}
+
+// Work implements river.Worker.
+func (w *DownloadWorker) Work(ctx context.Context, job *river.Job[DownloadArgs]) error {
+	return w.conclude(ctx, job, w.download(ctx, job))
+}
+
+// download leaves nothing behind but its result, also when it panics.
+func (w *DownloadWorker) download(ctx context.Context, job *river.Job[DownloadArgs]) error {
+	a := &attempt{DownloadWorker: w, job: job, report: startReport(ctx, w.progress, job.ID)}
+	defer a.report.stop(ctx)
+	defer a.leave(ctx)
+	return a.run(ctx)
+}
+
+// conclude says what becomes of the job, and keeps what is to be told of a failure before River makes it known.
+func (w *DownloadWorker) conclude(ctx context.Context, job *river.Job[DownloadArgs], err error) error {
+	verdict := classify(ctx, job.JobRow, err)
+	failure := reason.Find(verdict)
+	if failure == nil || failure.Reason == reason.Cancelled {
+		return verdict
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := w.store.SaveFailure(ctx, job.Args.ContentID, failure.Describe()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		w.log.WarnContext(ctx, "failure's detail not kept", "job_id", job.ID, "err", err)
+	}
+	return verdict
+}
+
+// attempt is one run of the worker.
+type attempt struct {
+	*DownloadWorker
+
+	job    *river.Job[DownloadArgs]
+	report *report
+	fetch  store.Fetch
+	dir    string       // the staging folder, once there is one
+	placed []store.File // in the library, by the last try to publish
+}
+
+func (a *attempt) run(ctx context.Context) (err error) {
+	a.fetch, err = a.store.BeginFetch(ctx, a.job.Args.ContentID, a.job.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		return &reason.Error{Reason: reason.Cancelled, Detail: "Nobody asks for it any more.", Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.linkExisting(ctx); !errors.Is(err, errNotThere) {
+		return err
+	}
+	profile, err := profileOf(a.fetch.Content.Profile)
+	if err != nil {
+		return err
+	}
+	if err := a.guard.CheckURL(ctx, a.fetch.Content.URL); err != nil {
+		return err
+	}
+	if a.dir, err = a.library.Stage(a.fetch.Content.ID, a.fetch.Generation); err != nil {
+		return err
+	}
+	session := a.proxy.Session()
+	defer session.Close()
+	probe, err := a.probe(ctx, session)
+	if err != nil {
+		return a.blame(session, err)
+	}
+	if probe.IsCollection {
+		return a.expand(ctx, probe)
+	}
+	media, err := a.fetchMedia(ctx, session, probe, profile)
+	if err != nil {
+		return a.blame(session, err)
+	}
+	return a.publishFetched(ctx, probe, media)
+}
+
+// blame returns what the proxy refused instead of how yt-dlp put it.
+func (a *attempt) blame(session *egress.Session, err error) error {
+	if denied := session.Denied(); denied != nil {
+		return denied
+	}
+	return err
+}
+
+// complete ends the job in the transaction that records its result. River reports a job that is not running any more,
+// or that another attempt runs, without an error: it is told by the row.
+func (a *attempt) complete(ctx context.Context, tx pgx.Tx) error {
+	done, err := river.JobCompleteTx[*riverpgxv5.Driver](ctx, tx, a.job)
+	if errors.Is(err, rivertype.ErrNotFound) {
+		return fmt.Errorf("complete job %d: it is gone: %w", a.job.ID, store.ErrSuperseded)
+	}
+	if err != nil {
+		return fmt.Errorf("complete job %d: %w", a.job.ID, err)
+	}
+	if done.State != rivertype.JobStateCompleted || done.Attempt != a.job.Attempt {
+		return fmt.Errorf("complete job %d: it is %s in attempt %d: %w", a.job.ID, done.State, done.Attempt, store.ErrSuperseded)
+	}
+	return nil
 }

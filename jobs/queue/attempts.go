@@ -171,19 +171,26 @@ func (a *attempts) logEnd(ctx context.Context, job *rivertype.JobRow, e end, too
 	attrs := append(logAttrs(job),
 		slog.String("outcome", string(e.outcome)), slog.String("reason", string(e.reason)), slog.Int64("duration_ms", took.Milliseconds()))
 	if err != nil {
-		attrs = append(attrs, slog.String("err", text(err)))
+		attrs = append(attrs, slog.String("err", private(err)))
 	}
 	a.log.LogAttrs(ctx, level, "job ended", attrs...)
 }
 
-// attemptError is what River gets to see of an attempt's error: it behaves as the error does, reads without River's
-// own prefix, and tells the error handler that the attempt is already in the log.
+// attemptError is what River gets to see of an attempt's error: it behaves as the error does, and tells the error
+// handler that the attempt is already in the log. Its text is kept in the row and shown to whoever may see the job, so
+// it is what people may be told; the whole story is in the log.
 type attemptError struct {
 	err   error
 	asked bool // ended by the cancel watch
 }
 
-func (e *attemptError) Error() string { return text(e.err) }
+func (e *attemptError) Error() string {
+	failure := reason.Find(e.err)
+	if failure == nil {
+		failure = &reason.Error{Reason: reasonOf(e.err, reason.Internal)}
+	}
+	return string(failure.Reason) + ": " + failure.Describe()
+}
 
 func (e *attemptError) Unwrap() []error {
 	if e.asked {
@@ -192,8 +199,8 @@ func (e *attemptError) Unwrap() []error {
 	return []error{e.err}
 }
 
-// text is the error's text without the prefix that River's cancel error puts before its cause.
-func text(err error) string {
+// private is the error's text, without the prefix that River's cancel error puts before its cause.
+func private(err error) string {
 	var cancel *river.JobCancelError
 	if errors.As(err, &cancel) {
 		if cause := cancel.Unwrap(); cause != nil {

@@ -51,7 +51,7 @@ func TestReasonIsInTheEventOfTheEnd(t *testing.T) {
 				return err
 			})
 		case permanent:
-			return river.JobCancel(&reason.Error{Reason: reason.Gone, Detail: "removed by its uploader"})
+			return river.JobCancel(&reason.Error{Reason: reason.Gone, Detail: "removed by its uploader", Err: errors.New("a secret")})
 		case usedUp:
 			return &reason.Error{Reason: reason.RateLimited}
 		case internal:
@@ -79,11 +79,11 @@ func TestReasonIsInTheEventOfTheEnd(t *testing.T) {
 			[]event{{"available", 0, ""}, {"running", 1, ""}, {"available", 0, "disk_full"}, {"running", 1, ""}, {"completed", 1, ""}}, nil,
 		},
 		{"Permanent", permanent, 5, []event{{"available", 0, ""}, {"running", 1, ""}, {"cancelled", 1, "gone"}}, []string{"gone: removed by its uploader"}},
-		{"UsedUp", usedUp, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "rate_limited"}}, []string{"rate_limited"}},
-		{"Internal", internal, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "internal"}}, []string{"a fault of ours"}},
+		{"UsedUp", usedUp, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "rate_limited"}}, []string{"rate_limited: " + reason.RateLimited.Sentence()}},
+		{"Internal", internal, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "internal"}}, []string{"internal: " + reason.Internal.Sentence()}},
 		{"Panic", panics, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "internal"}}, []string{"a worse fault of ours"}},
-		{"CancelledByItsWorker", notice, 5, []event{{"available", 0, ""}, {"running", 1, ""}, {"cancelled", 1, "cancelled"}}, []string{"cancelled"}},
-		{"Timeout", timeout, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "timeout"}}, []string{"fetch: context deadline exceeded"}},
+		{"CancelledByItsWorker", notice, 5, []event{{"available", 0, ""}, {"running", 1, ""}, {"cancelled", 1, "cancelled"}}, []string{"cancelled: " + reason.Cancelled.Sentence()}},
+		{"Timeout", timeout, 1, []event{{"available", 0, ""}, {"running", 1, ""}, {"discarded", 1, "timeout"}}, []string{"timeout: " + reason.Timeout.Sentence()}},
 	} {
 		// One after the other: the lines of all are read at the end.
 		t.Run(c.name, func(t *testing.T) {

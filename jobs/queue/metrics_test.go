@@ -91,7 +91,7 @@ func TestMetricsOfDepth(t *testing.T) {
 			('synthetic', '{}', 'small', 'available', 2, now() - interval '100 s', NULL),
 			('synthetic', '{}', 'small', 'running', 1, now(), NULL),
 			('synthetic', '{}', 'later', 'scheduled', 1, now() + interval '1 h', NULL),
-			('synthetic', '{}', 'later', 'available', 1, now() + interval '4 s', NULL);
+			('synthetic', '{}', 'later', 'available', 1, now() + interval '1 h', NULL);
 		INSERT INTO river.river_queue (name, updated_at) VALUES ('idle', now());
 		ANALYZE river.river_job`)
 

@@ -1,0 +1,115 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
+
+	"medianest/jobs/reason"
+	"medianest/store"
+)
+
+const (
+	// recordTimeout bounds what is written about an attempt after its end, when its context may have ended too.
+	recordTimeout = 5 * time.Second
+
+	// Parking: a job that waits for something is put off without spending an attempt, but not for ever.
+	spacePause    = time.Minute
+	untilPause    = 15 * time.Minute // where nobody says until when
+	untilPauseMin = time.Minute
+	untilPauseMax = 6 * time.Hour
+	parkLimit     = 30 * 24 * time.Hour // since the job was made
+
+	// Patience with a database that is away, for what must not be thrown away because of it: hours of fetching.
+	patience         = 2 * time.Minute
+	patiencePauseMin = 100 * time.Millisecond
+	patiencePauseMax = 5 * time.Second
+)
+
+// classify decides what becomes of a job whose attempt returned err; ctx is the attempt's. Every worker returns what it
+// returns. An error of River's kind carries the reason inside, for the queue to record:
+//
+//	cancelled by somebody      ends
+//	the worker stops           back to the queue, no attempt spent
+//	permanent                  ends
+//	park_space, park_until     waits, no attempt spent
+//	retry, park_host           tried again by the kind's schedule, one attempt spent
+//
+// A host that wants to be left alone is not yet left alone as a whole: each of its jobs waits by itself.
+func classify(ctx context.Context, job *rivertype.JobRow, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(context.Cause(ctx), river.ErrJobCancelledRemotely):
+		return river.JobCancel(&reason.Error{Reason: reason.Cancelled})
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fmt.Errorf("hand back: %w", ctx.Err())
+	case errors.Is(err, store.ErrSuperseded):
+		// Whatever is returned finds a row that is not this attempt's. An error is what does least harm to it.
+		return err
+	}
+	failure := explain(ctx, err)
+	switch failure.Reason.Policy() {
+	case reason.Permanent:
+		return river.JobCancel(failure)
+	case reason.ParkSpace:
+		return park(job, spacePause, failure)
+	case reason.ParkUntil:
+		pause := untilPause
+		if !failure.RetryAt.IsZero() {
+			pause = min(max(time.Until(failure.RetryAt), untilPauseMin), untilPauseMax)
+		}
+		return park(job, pause, failure)
+	case reason.Retry, reason.ParkHost:
+	}
+	return failure
+}
+
+// park puts the job off.
+func park(job *rivertype.JobRow, pause time.Duration, failure *reason.Error) error {
+	if time.Since(job.CreatedAt) > parkLimit {
+		return river.JobCancel(failure)
+	}
+	return errors.Join(river.JobSnooze(pause), failure)
+}
+
+// explain gives an error its reason.
+func explain(ctx context.Context, err error) *reason.Error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &reason.Error{Reason: reason.Timeout, Detail: "It took longer than a job may.", Err: err}
+	}
+	if known := reason.Find(err); known != nil {
+		return known
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return &reason.Error{Reason: reason.DiskFull, Err: err}
+	case errors.Is(err, store.ErrUnavailable):
+		return &reason.Error{Reason: reason.Internal, Detail: "The database did not answer.", Err: err}
+	}
+	return &reason.Error{Reason: reason.Internal, Err: err}
+}
+
+// patiently calls do until it succeeds, fails for another reason than a database that is away, or patience ends. do
+// must be fit to be called again.
+func patiently(ctx context.Context, do func() error) error {
+	begun := time.Now()
+	for pause := patiencePauseMin; ; pause = min(2*pause, patiencePauseMax) {
+		err := do()
+		if err == nil || !errors.Is(err, store.ErrUnavailable) || time.Since(begun) > patience {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+	}
+}

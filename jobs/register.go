@@ -1,0 +1,46 @@
+package jobs
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/riverqueue/river"
+
+	"medianest/jobs/egress"
+	"medianest/store"
+)
+
+// Deps are what the workers need. All but RetryScale are required.
+type Deps struct {
+	Store     *store.Store // as role worker, with a queue: a collection's items are enqueued by its own job
+	Extractor Extractor
+	Library   Library
+	Guard     *egress.Guard
+	Proxy     *egress.Proxy // of Guard; what fetches has no other way out
+	Progress  ProgressSink
+	Logger    *slog.Logger
+
+	// RetryScale multiplies the pauses before retries; tests make them short. 0 means 1.
+	RetryScale float64
+}
+
+// Register adds the workers of all kinds.
+func Register(workers *river.Workers, d Deps) error {
+	if d.Store == nil || d.Extractor == nil || d.Library == nil || d.Guard == nil || d.Proxy == nil || d.Progress == nil || d.Logger == nil {
+		return errors.New("register workers: Deps are incomplete")
+	}
+	scale := cmp.Or(d.RetryScale, 1)
+	err := errors.Join(
+		river.AddWorkerSafely(workers, &DownloadWorker{
+			store: d.Store, extractor: d.Extractor, library: d.Library, guard: d.Guard, proxy: d.Proxy,
+			progress: d.Progress, log: d.Logger, retryScale: scale,
+		}),
+		river.AddWorkerSafely(workers, &RemoveFilesWorker{store: d.Store, library: d.Library}),
+	)
+	if err != nil {
+		return fmt.Errorf("register workers: %w", err)
+	}
+	return nil
+}
