@@ -59,12 +59,15 @@ func classify(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
-	// Whatever the server says when it lets nobody in (a wrong password, a role or database that is not there yet), it
-	// is not about a value. Before the deadlines, since an attempt to connect has one of its own.
+	pgErr, fromServer := errors.AsType[*pgconn.PgError](err)
+	// Before the deadlines, since an attempt to connect has one of its own.
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		if fromServer {
+			return classifyRefusal(pgErr.Code)
+		}
 		return ErrUnavailable
 	}
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+	if fromServer {
 		return classifyCode(pgErr.Code)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -82,6 +85,15 @@ func brokenConn(err error) bool {
 		return true
 	}
 	return pgconn.SafeToRetry(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+}
+
+// classifyRefusal maps what a server says to a client that it does not let in. A wrong password, a role or a database that
+// does not exist are no sentinel's: neither is a value of the caller's at fault, nor does waiting help.
+func classifyRefusal(code string) error {
+	if err := classifyCode(code); errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return nil
 }
 
 // classifyCode maps SQLSTATE codes, by class where the whole class means one thing.

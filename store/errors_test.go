@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"medianest/store"
@@ -109,14 +111,23 @@ func TestServerAwayIsUnavailableUntilItIsBack(t *testing.T) {
 	require.Eventually(t, func() bool { return s.Ping(t.Context()) == nil }, 10*time.Second, 5*time.Millisecond)
 }
 
-func TestRoleThatIsMissingIsUnavailable(t *testing.T) {
+// Waiting does not help, and no value of the caller's is at fault.
+func TestRefusalAtTheDoorIsNoSentinels(t *testing.T) {
 	t.Parallel()
-	pool, err := store.OpenPool(t.Context(), store.PoolOptions{URL: storetest.DB(t), Role: "nobody_made_it"})
-	require.NoError(t, err)
-	defer pool.Close()
-	err = store.New(pool).Ping(t.Context())
-	require.ErrorIs(t, err, store.ErrUnavailable)
-	require.ErrorContains(t, err, "nobody_made_it")
+	for _, o := range []store.PoolOptions{
+		{URL: storetest.DB(t), Role: "nobody_made_it"},
+		{URL: strings.Replace(storetest.DB(t), "medianest@", "stranger@", 1)},
+		{URL: storetest.DB(t) + "&dbname=nowhere"},
+	} {
+		pool, err := store.OpenPool(t.Context(), o)
+		require.NoError(t, err)
+		defer pool.Close()
+		err = store.New(pool).Ping(t.Context())
+		_, refused := errors.AsType[*pgconn.PgError](err)
+		require.True(t, refused, err)
+		require.NotErrorIs(t, err, store.ErrUnavailable)
+		require.NotErrorIs(t, err, store.ErrInvalid)
+	}
 }
 
 func TestInterpretKnowsBrokenConnections(t *testing.T) {
