@@ -169,7 +169,7 @@ func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, p ProbeResul
 					AND d.title IS DISTINCT FROM @title
 					AND (d.title = '' OR d.state = ANY(@active))
 				ORDER BY d.id
-				FOR UPDATE
+				FOR NO KEY UPDATE
 			)`,
 			pgx.StrictNamedArgs{"content_id": contentID, "title": title, "active": activeStates})
 		return err

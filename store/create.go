@@ -109,20 +109,24 @@ func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (lockedCon
 }
 
 // activeTopLevel finds another active download of the content by the user than except, or nil. The content is locked.
-// An item whose job has ended is not active any more, though the outbox's consumer may be a moment behind: who has seen
-// the end may wish again.
+// The outbox's consumer may be a moment behind: an item whose job has ended is not active any more, so that who has
+// seen the end may wish again, and one whose job came back to life is.
 func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uuid.UUID) (*uuid.UUID, error) {
 	var id uuid.UUID
 	err := tx.QueryRow(ctx, `
 		SELECT d.id
 		FROM medianest.downloads AS d
+		LEFT JOIN river.river_job AS j ON j.id = d.job_id
 		WHERE d.content_id = @content_id
 			AND d.user_id = @user_id
 			AND d.parent_id IS NULL
 			AND d.id <> @except
-			AND d.state = ANY(@active)
-			AND (d.is_collection
-				OR NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = d.job_id AND j.finalized_at IS NOT NULL))
+			AND d.cancelled_at IS NULL
+			AND CASE
+				WHEN j.id IS NOT NULL AND j.finalized_at IS NULL THEN true
+				WHEN j.id IS NULL OR d.is_collection THEN d.state = ANY(@active)
+				ELSE false
+			END
 		ORDER BY d.id DESC
 		LIMIT 1`,
 		pgx.StrictNamedArgs{"content_id": contentID, "user_id": userID, "except": except, "active": activeStates}).Scan(&id)

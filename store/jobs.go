@@ -132,24 +132,27 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 	for _, c := range []struct {
 		field, column string
 		values        []string
-	}{{"kind", "j.kind", f.Kinds}, {"queue", "j.queue", f.Queues}, {"state", "j.state", f.States}} {
-		if len(c.values) == 0 {
-			continue
-		}
+	}{{"kind", "j.kind", f.Kinds}, {"queue", "j.queue", f.Queues}} {
 		for _, value := range c.values {
-			if c.field == "state" && !slices.Contains(JobStates, value) {
-				return "", nil, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(JobStates, " ")}
-			}
 			if err := checkText(c.field, value, maxKeyBytes); err != nil {
 				return "", nil, err
 			}
 		}
-		cast := "text[]"
-		if c.field == "state" {
-			cast = "text[]::river.river_job_state[]"
+		if len(c.values) > 0 {
+			where = append(where, c.column+" = ANY(@"+c.field+")")
+			args[c.field] = c.values
 		}
-		where = append(where, c.column+" = ANY(@"+c.field+"::"+cast+")")
-		args[c.field] = c.values
+	}
+	// States are written out, not given as a parameter: only then the planner knows that few jobs run and many have
+	// completed, and takes the index by state for the ones and the primary key for the others.
+	for _, state := range f.States {
+		if !slices.Contains(JobStates, state) {
+			return "", nil, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(JobStates, " ")}
+		}
+	}
+	if len(f.States) > 0 {
+		states := slices.Compact(slices.Sorted(slices.Values(f.States)))
+		where = append(where, "j.state IN ('"+strings.Join(states, "', '")+"')")
 	}
 	before := ""
 	if f.Cursor != "" {
@@ -299,13 +302,24 @@ func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 	return job, nil
 }
 
-// reviveOwn lets the user's downloads that follow the job follow it again if they were cancelled, and the collections
-// above them with them.
+// reviveOwn lets the user's download that was cancelled follow the job again, unless another in the same place does;
+// and the collections above it with it.
 func reviveOwn(ctx context.Context, tx pgx.Tx, jobID int64, userID uuid.UUID) error {
 	rows, err := tx.Query(ctx, `
-		SELECT d.id
+		SELECT DISTINCT ON (d.parent_id) d.id
 		FROM medianest.downloads AS d
-		WHERE d.job_id = @job_id AND d.user_id = @user_id AND d.cancelled_at IS NOT NULL`,
+		WHERE d.job_id = @job_id
+			AND d.user_id = @user_id
+			AND d.cancelled_at IS NOT NULL
+			AND NOT EXISTS (
+				SELECT
+				FROM medianest.downloads AS o
+				WHERE o.job_id = @job_id
+					AND o.user_id = @user_id
+					AND o.parent_id IS NOT DISTINCT FROM d.parent_id
+					AND o.cancelled_at IS NULL
+			)
+		ORDER BY d.parent_id, d.id DESC`,
 		pgx.StrictNamedArgs{"job_id": jobID, "user_id": userID})
 	if err != nil {
 		return fmt.Errorf("list cancelled downloads: %w", err)

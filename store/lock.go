@@ -22,6 +22,9 @@ import (
 // about the same job therefore never meet at its row, only with River itself. The outbox's consumer takes downloads
 // only, by id as well.
 //
+// Content and downloads are locked FOR NO KEY UPDATE, which foreign keys do not wait for: Postgres checks those of a row
+// once more when one transaction updates it twice, and would then lock contents out of order.
+//
 // A job's row is locked before a download is tied to it: the job cannot end between the look at its state and the
 // commit, after which the consumer sees the download and tells it every later state.
 
@@ -42,7 +45,7 @@ func lockContents(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) ([]lockedCont
 		FROM medianest.content AS c
 		WHERE c.id = ANY(@ids)
 		ORDER BY c.id
-		FOR UPDATE`,
+		FOR NO KEY UPDATE`,
 		pgx.StrictNamedArgs{"ids": ids})
 	if err != nil {
 		return nil, fmt.Errorf("lock content: %w", err)
@@ -171,7 +174,7 @@ func tryLockTree(ctx context.Context, outer pgx.Tx, roots []uuid.UUID) (_ *tree,
 		FROM medianest.downloads AS d
 		WHERE d.id IN (SELECT b.id FROM below AS b UNION ALL SELECT a.id FROM above AS a)
 		ORDER BY d.id
-		FOR UPDATE OF d`,
+		FOR NO KEY UPDATE OF d`,
 		pgx.StrictNamedArgs{"roots": roots})
 	if err != nil {
 		return nil, false, fmt.Errorf("lock downloads: %w", err)

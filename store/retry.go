@@ -110,7 +110,7 @@ func lockAncestry(ctx context.Context, tx pgx.Tx, ids []uuid.UUID, children bool
 			WHERE @children AND c.parent_id = ANY(@ids)
 		)
 		ORDER BY d.id
-		FOR UPDATE OF d`,
+		FOR NO KEY UPDATE OF d`,
 		pgx.StrictNamedArgs{"ids": ids, "children": children})
 	if err != nil {
 		return nil, fmt.Errorf("lock downloads: %w", err)

@@ -1,0 +1,168 @@
+package store_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"medianest/store"
+	"medianest/store/storetest"
+)
+
+// lists are the pages that are asked for, as the eighth of many users and as an admin.
+type lists struct {
+	downloads map[string]store.DownloadFilter
+	jobs      map[string]store.JobFilter
+}
+
+// manyRows fills a database with downloads and jobs of fifty users, a twentieth of the downloads failed and a thousandth
+// of the jobs running. The eighth user has a collection of a hundredth of all.
+func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
+	t.Helper()
+	ctx := t.Context()
+	require.NoError(t, pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		for _, sql := range []string{
+			// Without triggers and foreign keys: nothing here looks at events.
+			`SET LOCAL session_replication_role = replica`,
+			`CREATE FUNCTION pg_temp.nth(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
+				$$ SELECT ('0190' || lpad(to_hex($1), 8, '0') || '70008000' || lpad(to_hex($1), 12, '0'))::uuid $$`,
+			`CREATE FUNCTION pg_temp.rows() RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT ` + fmt.Sprint(rows) + ` $$`,
+			`INSERT INTO medianest.users (id, name, role)
+				SELECT pg_temp.nth(n), 'user-' || n, 'member' FROM generate_series(1, 50) AS n`,
+			`INSERT INTO medianest.content (id, key, url, profile)
+				SELECT pg_temp.nth(n), 'k' || n, 'https://site.test/' || n, 'best' FROM generate_series(1, pg_temp.rows() / 5) AS n`,
+			`INSERT INTO medianest.downloads (id, user_id, content_id, parent_id, position, url, profile, state, job_id, is_collection)
+				SELECT pg_temp.nth(n), pg_temp.nth(CASE WHEN n / (pg_temp.rows() / 100) = 50 THEN 8 ELSE 1 + (n * 7919) % 50 END),
+					pg_temp.nth(1 + n % (pg_temp.rows() / 5)),
+					CASE WHEN n / (pg_temp.rows() / 100) = 50 AND n <> pg_temp.rows() / 2 THEN pg_temp.nth(pg_temp.rows() / 2) END,
+					n % 1000, 'https://site.test/', 'best', CASE WHEN n % 20 = 0 THEN 'failed' ELSE 'completed' END, n, n = pg_temp.rows() / 2
+				FROM generate_series(1, pg_temp.rows()) AS n`,
+			`INSERT INTO medianest.files (id, content_id, user_id, path, size_bytes, sha256)
+				SELECT d.id, d.content_id, d.user_id, 'p' || d.id, 1, sha256('') FROM medianest.downloads AS d WHERE d.job_id % 3 = 0`,
+			`INSERT INTO river.river_job (id, kind, queue, args, state, finalized_at, attempt, max_attempts)
+				SELECT n, 'download', 'download', '{}', (CASE WHEN n % 1000 = 0 THEN 'running' ELSE 'completed' END)::river.river_job_state,
+					CASE WHEN n % 1000 <> 0 THEN now() END, 1, 8
+				FROM generate_series(1, pg_temp.rows()) AS n`,
+			`INSERT INTO medianest.job_viewer (job_id, user_id, download_id)
+				SELECT d.job_id, d.user_id, d.id FROM medianest.downloads AS d`,
+		} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("%s: %w", sql, err)
+			}
+		}
+		return nil
+	}))
+	_, err := pool.Exec(ctx, `VACUUM (ANALYZE) medianest.downloads, medianest.content, medianest.files, medianest.job_viewer, river.river_job`)
+	require.NoError(t, err)
+
+	var one, collection uuid.UUID
+	require.NoError(t, pool.QueryRow(ctx, `SELECT d.id, d.user_id FROM medianest.downloads AS d WHERE d.is_collection`).Scan(&collection, &one))
+	user, admin := store.Viewer{UserID: one}, store.Viewer{Admin: true}
+	s := store.New(pool)
+	deep := func(v store.Viewer) string {
+		_, next, err := s.ListDownloads(ctx, store.DownloadFilter{Viewer: v, Limit: 100})
+		require.NoError(t, err)
+		require.NotEmpty(t, next)
+		return next
+	}
+	deepJobs := func(v store.Viewer) string {
+		_, next, err := s.ListJobs(ctx, store.JobFilter{Viewer: v, Limit: 100})
+		require.NoError(t, err)
+		require.NotEmpty(t, next)
+		return next
+	}
+	return lists{
+		downloads: map[string]store.DownloadFilter{
+			"newest":         {Viewer: user, Limit: 50},
+			"next page":      {Viewer: user, Limit: 50, Cursor: deep(user)},
+			"failed":         {Viewer: user, Limit: 10, States: []string{store.StateFailed}},
+			"all":            {Viewer: admin, Limit: 50},
+			"all, next page": {Viewer: admin, Limit: 50, Cursor: deep(admin)},
+			"all failed":     {Viewer: admin, Limit: 50, States: []string{store.StateFailed}},
+			"children":       {Viewer: user, Limit: 50, ParentID: &collection},
+		},
+		jobs: map[string]store.JobFilter{
+			"newest":         {Viewer: user, Limit: 50},
+			"next page":      {Viewer: user, Limit: 50, Cursor: deepJobs(user)},
+			"completed":      {Viewer: user, Limit: 50, States: []string{"completed"}},
+			"all":            {Viewer: admin, Limit: 50},
+			"all, next page": {Viewer: admin, Limit: 50, Cursor: deepJobs(admin)},
+			"all running":    {Viewer: admin, Limit: 50, States: []string{"running"}},
+			"all completed":  {Viewer: admin, Limit: 50, States: []string{"completed"}, Kinds: []string{"download"}},
+		},
+	}
+}
+
+// Each list goes by an index, from the cursor on, and stops at the page's end, whatever lies behind.
+func TestListsGoByIndexes(t *testing.T) {
+	t.Parallel()
+	const rows = 10_000
+	pool := storetest.Pool(t, "")
+	lists := manyRows(t, pool, rows)
+	for name, f := range lists.downloads {
+		sql, args, err := store.DownloadsQuery(f)
+		require.NoError(t, err)
+		require.LessOrEqual(t, rowsLookedAt(t, pool, sql, args), rows/5, "downloads, %s", name)
+	}
+	for name, f := range lists.jobs {
+		sql, args, err := store.JobsQuery(f)
+		require.NoError(t, err)
+		require.LessOrEqual(t, rowsLookedAt(t, pool, sql, args), rows/5, "jobs, %s", name)
+	}
+}
+
+// planNode is a part of what EXPLAIN says.
+type planNode struct {
+	Type    string     `json:"Node Type"`
+	Rows    float64    `json:"Actual Rows"`
+	Removed float64    `json:"Rows Removed by Filter"`
+	Loops   float64    `json:"Actual Loops"`
+	Plans   []planNode `json:"Plans"`
+}
+
+// rowsLookedAt runs the query and returns how many rows it read from tables and indexes.
+func rowsLookedAt(t testing.TB, pool *pgxpool.Pool, sql string, args pgx.StrictNamedArgs) int {
+	t.Helper()
+	var raw []byte
+	require.NoError(t, pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) `+sql, args).Scan(&raw))
+	var plan []struct{ Plan planNode }
+	require.NoError(t, json.Unmarshal(raw, &plan))
+	var walk func(n planNode) float64
+	walk = func(n planNode) (sum float64) {
+		if len(n.Plans) == 0 {
+			sum = (n.Rows + n.Removed) * n.Loops
+		}
+		for _, p := range n.Plans {
+			sum += walk(p)
+		}
+		return sum
+	}
+	return int(walk(plan[0].Plan))
+}
+
+func BenchmarkLists(b *testing.B) {
+	pool := storetest.Pool(b, "")
+	lists := manyRows(b, pool, 100_000)
+	s := store.New(pool)
+	for name, f := range lists.downloads {
+		b.Run("downloads/"+name, func(b *testing.B) {
+			for b.Loop() {
+				_, _, err := s.ListDownloads(b.Context(), f)
+				require.NoError(b, err)
+			}
+		})
+	}
+	for name, f := range lists.jobs {
+		b.Run("jobs/"+name, func(b *testing.B) {
+			for b.Loop() {
+				_, _, err := s.ListJobs(b.Context(), f)
+				require.NoError(b, err)
+			}
+		})
+	}
+}
