@@ -57,6 +57,9 @@ const (
 	// probeFresh is for how long what an extractor said is used again. Sites' addresses are good for six hours or so.
 	probeFresh = 3 * time.Hour
 
+	// maxPublishing must be less than the connections of the worker's pool.
+	maxPublishing = 2
+
 	// retryJitter spreads retries by a fifth either way, so that a host which came back is not met by all at once.
 	retryJitter = 0.2
 )
@@ -78,6 +81,10 @@ type DownloadWorker struct {
 	progress   ProgressSink
 	log        *slog.Logger
 	retryScale float64
+
+	// publishing holds as many as publish now. Each has a transaction open and a connection, and may need a second one,
+	// for what the library asks of the store: if all connections were in such transactions, none would end.
+	publishing chan struct{}
 }
 
 // Timeout implements river.Worker.

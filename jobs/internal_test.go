@@ -10,6 +10,7 @@ import (
 	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/require"
 
+	"medianest/jobs/queue"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
 )
@@ -27,6 +28,7 @@ func TestPausesBeforeRetries(t *testing.T) {
 			require.InEpsilon(t, want.Seconds(), pause, retryJitter+0.01, "attempt %d", attempt)
 		}
 	}
+	require.Less(t, downloadTimeout, queue.DefaultRescueAfter, "River would take slow workers for dead")
 	require.GreaterOrEqual(t, len(retryPauses), DownloadArgs{}.InsertOpts().MaxAttempts-1)
 }
 

@@ -81,7 +81,8 @@ func setupAt(t *testing.T, root string, settings ...setting) *bundle {
 	proxy, err := guard.StartProxy(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(proxy.Close)
-	library, err := media.Open(media.Options{Root: b.root, FFprobe: tool(t, "ffprobe"), Claimed: b.isRecorded, Logger: log})
+	worker := store.New(storetest.OpenPool(t, url, store.RoleWorker))
+	library, err := media.Open(media.Options{Root: b.root, FFprobe: tool(t, "ffprobe"), Claimed: worker.FileRecorded, Logger: log})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, library.Close()) })
 
@@ -106,16 +107,10 @@ func setupAt(t *testing.T, root string, settings ...setting) *bundle {
 	require.NoError(t, err)
 	enqueuer := jobs.NewEnqueuer(b.queue)
 	b.api = store.New(storetest.OpenPool(t, url, store.RoleAPI)).WithQueue(enqueuer)
-	deps.Store = store.New(storetest.OpenPool(t, url, store.RoleWorker)).WithQueue(enqueuer)
+	deps.Store = worker.WithQueue(enqueuer)
 	require.NoError(t, jobs.Register(options.Workers, deps))
 	b.run(t, log)
 	return b
-}
-
-// isRecorded tells whether a path is in the database.
-func (b *bundle) isRecorded(ctx context.Context, rel string) (recorded bool, err error) {
-	err = b.owner.QueryRow(ctx, `SELECT EXISTS (SELECT FROM medianest.files WHERE path = $1)`, rel).Scan(&recorded)
-	return recorded, err
 }
 
 // run starts the worker, and the outbox that moves the downloads' states, and stops them at the test's end.

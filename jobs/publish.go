@@ -82,6 +82,10 @@ func (a *attempt) publishFetched(ctx context.Context, probe ytdlp.Probe, fetched
 	if err != nil {
 		return err
 	}
+	// Here, and not first inside the transaction, which others wait for.
+	if err := persist(fetched.Path); err != nil {
+		return err
+	}
 	name := media.FileName(probe.Title, probe.ID, fetched.Ext)
 	return a.publish(ctx, func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
 		var made []store.File
@@ -109,12 +113,27 @@ func (a *attempt) publishFetched(ctx context.Context, probe ytdlp.Probe, fetched
 func (a *attempt) publish(ctx context.Context, link store.LinkFunc) error {
 	a.report.phase(phasePublishing)
 	err := patiently(ctx, func() error {
+		select {
+		case a.publishing <- struct{}{}:
+			defer func() { <-a.publishing }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		return a.store.Publish(ctx, a.fetch.Content.ID, a.job.ID, link, a.complete)
 	})
 	if err = a.unlessDone(ctx, err); err != nil {
 		a.takeBack(ctx)
 	}
 	return err
+}
+
+// persist brings a file's bytes to the disk.
+func persist(name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Sync(), file.Close())
 }
 
 // takeBack removes from the library what was placed in a transaction that was not committed after all. Where that

@@ -14,7 +14,7 @@ import (
 
 // Deps are what the workers need. All but RetryScale are required.
 type Deps struct {
-	Store     *store.Store // as role worker, with a queue: a collection's items are enqueued by its own job
+	Store     *store.Store // as role worker, three connections at least, with a queue: a collection enqueues its items
 	Extractor Extractor
 	Library   Library
 	Guard     *egress.Guard
@@ -35,7 +35,7 @@ func Register(workers *river.Workers, d Deps) error {
 	err := errors.Join(
 		river.AddWorkerSafely(workers, &DownloadWorker{
 			store: d.Store, extractor: d.Extractor, library: d.Library, guard: d.Guard, proxy: d.Proxy,
-			progress: d.Progress, log: d.Logger, retryScale: scale,
+			progress: d.Progress, log: d.Logger, retryScale: scale, publishing: make(chan struct{}, maxPublishing),
 		}),
 		river.AddWorkerSafely(workers, &RemoveFilesWorker{store: d.Store, library: d.Library}),
 	)

@@ -44,11 +44,13 @@ const (
 	discardedRetention = 7 * 24 * time.Hour
 
 	defaultStopTimeout = 25 * time.Second
-	defaultRescueAfter = 13 * time.Hour
 
 	// hardStopBound is what jobs whose context was cancelled, and River's last writes, get before Stop gives up.
 	hardStopBound = 15 * time.Second
 )
+
+// DefaultRescueAfter is how long a job may run before River takes its worker for dead.
+const DefaultRescueAfter = 13 * time.Hour
 
 // Options say what a client is. Pool and Logger are required.
 type Options struct {
@@ -71,7 +73,7 @@ type Options struct {
 	StopTimeout time.Duration
 
 	// RescueAfter is how long a job may run before River takes its worker for dead. It must be longer than the
-	// longest timeout of any kind. Zero means 13 h.
+	// longest timeout of any kind. Zero means DefaultRescueAfter.
 	RescueAfter time.Duration
 
 	// Registerer takes the queue's metrics. Nil: they are not exposed.
@@ -149,7 +151,7 @@ func New(o Options) (*Client, error) {
 			config.Queues[name] = river.QueueConfig{MaxWorkers: workers, FetchCooldown: fetchCooldown, FetchPollInterval: fetchPoll}
 		}
 		config.ErrorHandler = &errorHandler{log: o.Logger}
-		config.RescueStuckJobsAfter = cmp.Or(o.RescueAfter, defaultRescueAfter)
+		config.RescueStuckJobsAfter = cmp.Or(o.RescueAfter, DefaultRescueAfter)
 		config.CompletedJobRetentionPeriod = completedRetention
 		config.CancelledJobRetentionPeriod = cancelledRetention
 		config.DiscardedJobRetentionPeriod = discardedRetention
