@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 
 	"medianest/jobs/reason"
@@ -84,32 +83,21 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 	}
 	progress := &tracker{}
 	var file string
-	report := func(line string) bool {
-		known, changed := progress.line(line)
-		if changed && req.OnProgress != nil {
-			req.OnProgress(progress.last)
-		}
-		return known
-	}
-	// yt-dlp prints downloads' progress on its output and post-processors' on its error output, which two goroutines
-	// read.
-	var mu sync.Mutex
-	merged := func(line string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return report(line)
-	}
 	warned := r.warnings(ctx, at)
 	ended, err := r.run(ctx, invocation{
 		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
-		stdout: newLines(func(line string) {
+		// yt-dlp prints downloads' progress on its output and post-processors' on its error output.
+		stderr: func(line string) bool {
 			if path, ok := strings.CutPrefix(line, fileMark); ok {
 				_ = json.Unmarshal([]byte(path), &file) // what is no path fails below
-				return
+				return true
 			}
-			merged(line)
-		}),
-		stderr: func(line string) bool { return merged(line) || warned(line) },
+			known, changed := progress.line(line)
+			if changed && req.OnProgress != nil {
+				req.OnProgress(progress.last)
+			}
+			return known || warned(line)
+		},
 	})
 	if ended.clean() {
 		_ = os.Remove(marker) // left behind, it costs the next fetch some bytes

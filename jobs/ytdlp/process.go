@@ -22,9 +22,11 @@ const (
 
 // invocation is one run of yt-dlp.
 type invocation struct {
-	args   []string
-	dir    string
-	env    []string
+	args []string
+	dir  string
+	env  []string
+	// stdout gets the output. Without it the output is part of the error output, by one pipe, so that what yt-dlp says
+	// here and there is seen in the order of its saying.
 	stdout io.Writer
 	stderr func(line string) bool // true: understood, not to be kept
 }
@@ -55,6 +57,9 @@ func (r *Runner) run(ctx context.Context, in invocation) (ending, error) {
 	command := exec.CommandContext(context.WithoutCancel(ctx), r.opts.Path, in.args...)
 	command.Dir, command.Env = in.dir, in.env
 	command.Stdout, command.Stderr = in.stdout, stderr
+	if in.stdout == nil {
+		command.Stdout = stderr
+	}
 	command.SysProcAttr = processAttributes()
 	// A grandchild that has left the group could hold the pipes open for ever.
 	command.WaitDelay = r.opts.StopGrace
