@@ -78,7 +78,7 @@ func TestProbeCollection(t *testing.T) {
 
 func TestProbeFailures(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(o *Options) { o.SocketTimeout = time.Second })
+	b := setup(t)
 	for path, want := range map[string]reason.Reason{
 		"/novideo":                        reason.NoMedia,
 		"/empty.rss":                      reason.NoMedia,
@@ -88,7 +88,6 @@ func TestProbeFailures(t *testing.T) {
 		"/404":                            reason.NotFound,
 		"/429":                            reason.RateLimited,
 		"/status/500":                     reason.Network,
-		"/hang":                           reason.Timeout,
 		"/redirect?to=file:///etc/passwd": reason.Unsupported,
 	} {
 		t.Run(path, func(t *testing.T) {
@@ -99,6 +98,12 @@ func TestProbeFailures(t *testing.T) {
 			require.NotContains(t, failure.Detail, "?")
 		})
 	}
+	t.Run("Silence", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, func(o *Options) { o.SocketTimeout = time.Second })
+		_, err := b.probe(t, "/hang")
+		requireReason(t, reason.Timeout, err)
+	})
 	t.Run("NobodyListens", func(t *testing.T) {
 		t.Parallel()
 		_, err := b.runner.Probe(t.Context(), ProbeRequest{URL: "http://127.0.0.1:1/x.mp4", Dir: b.dir})
