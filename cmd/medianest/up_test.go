@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"medianest/api/client"
+)
+
+// The whole platform from nothing: it starts, takes a URL, shows every step on the event stream, leaves a whole file,
+// stops, goes on with what it had, and survives being killed.
+func TestUp(t *testing.T) {
+	t.Parallel()
+	takeTurn(t)
+	site, siteURL, allow := sampleSite(t)
+	h := newHome(t)
+	up := startUp(t, h, allow)
+	c := up.client()
+
+	// The token is in a file for its owner, and nowhere else.
+	info, err := os.Stat(filepath.Join(h.data(), adminTokenFile))
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o600), info.Mode().Perm())
+	require.Contains(t, up.stdout.String(), filepath.Join(h.data(), adminTokenFile))
+
+	events := follow(t, c)
+	d := ask(t, c, siteURL+"/plain.mp4")
+	d = awaitState(t, c, d, stateCompleted)
+	require.Equal(t, []string{">queued", "queued>running", "running>completed"}, events.ofDownload(d.ID.String(), stateCompleted))
+	require.Equal(t, []string{">available", "available>running", "running>completed"}, events.ofJob(*d.JobID, stateCompleted))
+	want, err := site.SHA256("plain.mp4")
+	require.NoError(t, err)
+	requireFile(t, h, d, want)
+
+	t.Run("SecondOnTheSameData", func(t *testing.T) { //nolint:paralleltest // it needs the first one running
+		second := startChild(t, h.env(), "up")
+		require.Equal(t, exitUsage, second.exit())
+		require.Contains(t, second.stderr.String(), "process "+strconv.Itoa(up.command.Process.Pid)+") is running on the data directory")
+	})
+	t.Run("HealthcheckOverTheAdminListener", func(t *testing.T) { //nolint:paralleltest // the same
+		_, port, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimSuffix(up.await(up.stdout, "metrics"), "/metrics"), "http://"))
+		require.NoError(t, err)
+		code, _, stderr := invoke(t, []string{"MEDIANEST_ADMIN_LISTEN=127.0.0.1:" + port}, "healthcheck")
+		require.Zero(t, code, stderr)
+		for path, text := range map[string]string{"/metrics": "medianest_build_info{", "/livez": `"ok"`, "/readyz": `"yt-dlp"`} {
+			require.Contains(t, get(t, "http://127.0.0.1:"+port+path), text)
+		}
+		require.Contains(t, get(t, "http://127.0.0.1:"+port+"/metrics"), `medianest_jobs_total{kind="download",outcome="completed",reason=""} 1`)
+	})
+
+	up.stop()
+	require.NotContains(t, up.stdout.String()+up.stderr.String(), h.token(t))
+	require.Empty(t, processesBelow(t, h.dir), "nothing is left running")
+	for entry := range strings.Lines(up.stderr.String()) {
+		require.NotContains(t, entry, "level=ERROR")
+	}
+
+	// What was there is there again, and the cluster is not made anew.
+	begin := time.Now()
+	again := startUp(t, h, allow)
+	t.Logf("second start took %s, resident memory %d KiB", time.Since(begin).Round(time.Millisecond), residentKiB(t, again.command.Process.Pid))
+	c = again.client()
+	answer, err := c.ListDownloadsWithResponse(t.Context(), &client.ListDownloadsParams{})
+	require.NoError(t, err)
+	require.Len(t, answer.JSON200.Items, 1)
+	require.Equal(t, d.ID, answer.JSON200.Items[0].ID)
+
+	// Killed in the middle of a download, it takes it up again at the next start.
+	running := ask(t, c, siteURL+"/slow.mp4?rate=20000")
+	awaitState(t, c, running, stateRunning)
+	again.kill()
+	require.Eventually(t, func() bool { return len(processesBelow(t, h.dir)) == 0 }, patience, 50*time.Millisecond,
+		"the children of a killed process end: %v", processesBelow(t, h.dir))
+	third := startUp(t, h, allow)
+	c = third.client()
+	third.await(third.stderr, "jobs taken back from a process that died")
+	require.Eventually(t, func() bool {
+		return strings.Contains(third.stderr.String(), "job_id="+*running.JobID+" kind=download queue=download attempt=2")
+	},
+		patience, 20*time.Millisecond, "the download that was cut off runs again")
+	d = awaitState(t, c, ask(t, c, siteURL+"/items/1.mp4"), stateCompleted)
+	want, err = site.SHA256("item-1.mp4")
+	require.NoError(t, err)
+	requireFile(t, h, d, want)
+	third.stop()
+}
+
+// When the embedded Postgres dies it is started again, and work goes on.
+func TestUpSurvivesItsPostgres(t *testing.T) {
+	t.Parallel()
+	takeTurn(t)
+	_, siteURL, allow := sampleSite(t)
+	h := newHome(t)
+	up := startUp(t, h, allow)
+	c := up.client()
+	running := ask(t, c, siteURL+"/slow.mp4?rate=60000")
+	awaitState(t, c, running, stateRunning)
+
+	content, err := os.ReadFile(filepath.Join(h.data(), "postgres", "postmaster.pid"))
+	require.NoError(t, err)
+	first, _, _ := strings.Cut(string(content), "\n")
+	pid, err := strconv.Atoi(first)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	up.await(up.stderr, "postgres started again")
+
+	awaitState(t, c, running, stateCompleted)
+	awaitState(t, c, ask(t, c, siteURL+"/items/2.mp4"), stateCompleted)
+	up.stop()
+}
+
+// A start that cannot succeed says why, names the setting, and leaves nothing behind.
+func TestUpRefusesToStart(t *testing.T) {
+	t.Parallel()
+	takeTurn(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = taken.Close() })
+	address := taken.Addr().String()
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	for name, test := range map[string]struct{ env, want string }{
+		"PortInUse":      {"MEDIANEST_LISTEN=" + address, "MEDIANEST_LISTEN: " + address + " is in use by another program"},
+		"AdminPortInUse": {"MEDIANEST_ADMIN_LISTEN=" + address, "MEDIANEST_ADMIN_LISTEN: " + address + " is in use by another program"},
+		"DataIsAFile":    {"MEDIANEST_DATA_DIR=" + file, "MEDIANEST_DATA_DIR: "},
+		"MediaIsAFile":   {"MEDIANEST_MEDIA_DIR=" + file, "MEDIANEST_MEDIA_DIR: "},
+		"NoYTDLP":        {"MEDIANEST_YTDLP=/nowhere/yt-dlp", "MEDIANEST_YTDLP"},
+		"NoPostgres":     {"MEDIANEST_POSTGRES_BIN=/nowhere", "MEDIANEST_POSTGRES_BIN"},
+		"Typo":           {"MEDIANEST_EGRES_ALLOW=10.0.0.0/8", "did you mean MEDIANEST_EGRESS_ALLOW?"},
+	} {
+		t.Run(name, func(t *testing.T) { //nolint:paralleltest // they share the turn
+			h := newHome(t)
+			up := startChild(t, h.env(test.env), "up")
+			require.NotEqual(t, exitOK, up.exit())
+			require.Contains(t, up.stderr.String(), test.want)
+			require.Empty(t, processesBelow(t, h.dir))
+		})
+	}
+}
+
+// requireFile checks that what was downloaded is in the library, whole, and nothing half-written beside it.
+func requireFile(t *testing.T, h home, d client.Download, sum string) {
+	t.Helper()
+	require.Len(t, d.Files, 1)
+	content, err := os.ReadFile(filepath.Join(h.media(), filepath.FromSlash(d.Files[0].Path)))
+	require.NoError(t, err)
+	actual := sha256.Sum256(content)
+	require.Equal(t, sum, hex.EncodeToString(actual[:]))
+	require.Equal(t, sum, d.Files[0].Sha256)
+	require.EqualValues(t, len(content), d.Files[0].SizeBytes)
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close() //nolint:errcheck // read only
+	var b strings.Builder
+	_, err = response.Body.Read(nil)
+	require.NoError(t, err)
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := response.Body.Read(buffer)
+		b.Write(buffer[:n])
+		if err != nil {
+			return b.String()
+		}
+	}
+}
+
+func residentKiB(t *testing.T, pid int) int {
+	t.Helper()
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	require.NoError(t, err)
+	_, after, _ := strings.Cut(string(status), "VmRSS:")
+	kib, err := strconv.Atoi(strings.Fields(after)[0])
+	require.NoError(t, err)
+	return kib
+}
+
+// stream is what was heard on an event stream.
+type heard struct {
+	t      *testing.T
+	output *output // one line a change, so that it can be waited for
+}
+
+// follow listens to everything until the test ends.
+func follow(t *testing.T, c *client.ClientWithResponses) *heard {
+	t.Helper()
+	h := &heard{t: t, output: newOutput()}
+	ctx, cancel := context.WithCancel(t.Context())
+	connected, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		once := false
+		options := client.EventsOptions{OnConnected: func() {
+			if !once {
+				close(connected)
+				once = true
+			}
+		}}
+		for event, err := range client.Events(ctx, c, options) {
+			if err != nil {
+				return
+			}
+			switch event.Type {
+			case client.EventDownloadState:
+				var data client.DownloadStateEvent
+				if event.Decode(&data) == nil {
+					_, _ = h.output.Write([]byte("download " + data.DownloadID.String() + " " + data.PreviousState + ">" + data.State + "\n"))
+				}
+			case client.EventJobState:
+				var data client.JobStateEvent
+				if event.Decode(&data) == nil {
+					_, _ = h.output.Write([]byte("job " + data.JobID + " " + data.PreviousState + ">" + data.State + "\n"))
+				}
+			}
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	<-connected
+	return h
+}
+
+func (h *heard) ofDownload(id, until string) []string { return h.of("download "+id+" ", until) }
+func (h *heard) ofJob(id, until string) []string      { return h.of("job "+id+" ", until) }
+
+// of returns the changes of one thing, in order, once it has been heard to be in a state.
+func (h *heard) of(prefix, until string) (changes []string) {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool {
+		changes = nil
+		for line := range strings.Lines(h.output.String()) {
+			if change, ok := strings.CutPrefix(strings.TrimSpace(line), prefix); ok {
+				changes = append(changes, change)
+			}
+		}
+		return len(changes) > 0 && strings.HasSuffix(changes[len(changes)-1], ">"+until)
+	}, patience, 20*time.Millisecond, "%s never was heard to be %s", prefix, until)
+	return changes
+}
