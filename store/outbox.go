@@ -125,8 +125,11 @@ func (b *Outbox) lead(ctx context.Context) {
 	group.Go(func() error { b.tick(ctx); return nil })
 	group.Go(func() error { b.follow(ctx); return nil })
 	group.Go(func() error { b.trim(ctx); return nil })
-	err := group.Wait()
-	b.o.Logger.Info("outbox: off duty", "err", err)
+	if err := group.Wait(); err != nil {
+		b.o.Logger.Warn("outbox: duty lost, standing by")
+		return
+	}
+	b.o.Logger.Info("outbox: off duty")
 }
 
 // keepDuty renews the lease. A process that can not for as long as a lease lasts stands down: it is of no use, and
