@@ -1,0 +1,71 @@
+package api_test
+
+import (
+	"context"
+
+	"github.com/google/uuid"
+
+	"medianest/api"
+	"medianest/store"
+)
+
+// fakeStore knows one user for any token, and answers everything else with err: for faults that a real database cannot
+// be made to have at will.
+type fakeStore struct {
+	user store.User
+	err  error
+	do   func(ctx context.Context) error // instead of err
+}
+
+var _ api.Store = (*fakeStore)(nil)
+
+func (f *fakeStore) fail(ctx context.Context) error {
+	if f.do != nil {
+		return f.do(ctx)
+	}
+	return f.err
+}
+
+func (f *fakeStore) FindUserByToken(context.Context, [32]byte) (store.User, store.Token, error) {
+	return f.user, store.Token{}, nil
+}
+
+func (f *fakeStore) CreateDownload(ctx context.Context, _ store.NewDownload) (store.Download, bool, error) {
+	return store.Download{}, true, f.fail(ctx)
+}
+
+func (f *fakeStore) FindDownload(ctx context.Context, id uuid.UUID, _ store.Viewer) (store.Download, error) {
+	return store.Download{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListDownloads(ctx context.Context, _ store.DownloadFilter) ([]store.Download, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) CancelDownload(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
+	return store.Download{}, f.fail(ctx)
+}
+
+func (f *fakeStore) RetryDownload(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
+	return store.Download{}, f.fail(ctx)
+}
+
+func (f *fakeStore) DeleteDownload(ctx context.Context, _ uuid.UUID, _ store.Viewer) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) FindJob(ctx context.Context, id int64, _ store.Viewer) (store.Job, error) {
+	return store.Job{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListJobs(ctx context.Context, _ store.JobFilter) ([]store.Job, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
+	return store.Job{}, f.fail(ctx)
+}
+
+func (f *fakeStore) RetryJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
+	return store.Job{}, f.fail(ctx)
+}

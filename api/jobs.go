@@ -1,0 +1,189 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"medianest/store"
+)
+
+// Jobs is the queue as its users see it: users see the jobs that fetch what they wish for, admins all.
+type Jobs interface {
+	FindJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+	// ListJobs returns a page, newest first, and the cursor of the next one, or "".
+	ListJobs(ctx context.Context, f store.JobFilter) ([]store.Job, string, error)
+	CancelJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+	RetryJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+}
+
+// Job is a piece of work in the queue.
+type Job struct {
+	ID           string      `json:"id" doc:"Identifies the job; a number too large for some programs, hence a string." example:"42"`
+	Kind         string      `json:"kind" doc:"What is to be done." example:"download"`
+	Queue        string      `json:"queue" doc:"Where it waits." example:"download"`
+	State        string      `json:"state" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"River's state. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at." example:"running"`
+	Reason       string      `json:"reason,omitempty" doc:"Why the last attempt failed; from the same list as a download's failure." example:"network"`
+	Priority     int         `json:"priority" doc:"1 goes first, 4 last." example:"1"`
+	Attempt      int         `json:"attempt" doc:"Which attempt it is in, or was." example:"1"`
+	MaxAttempts  int         `json:"max_attempts" doc:"How many there are at most." example:"8"`
+	CreatedAt    time.Time   `json:"created_at" doc:"When it was put into the queue."`
+	ScheduledAt  time.Time   `json:"scheduled_at" doc:"From when on it may run."`
+	AttemptedAt  *time.Time  `json:"attempted_at,omitempty" doc:"When its last attempt began."`
+	FinalizedAt  *time.Time  `json:"finalized_at,omitempty" doc:"When it ended."`
+	IsCancelling bool        `json:"is_cancelling" doc:"It runs, and its end has been asked for."`
+	AttemptedBy  []string    `json:"attempted_by" nullable:"false" doc:"Which workers had it: the last ten, the last one last."`
+	Errors       []JobError  `json:"errors" nullable:"false" doc:"What went wrong, attempt by attempt; in lists, the last time only."`
+	Progress     *Progress   `json:"progress,omitempty" doc:"How far it is while it runs."`
+	DownloadIDs  []uuid.UUID `json:"download_ids" format:"uuid" nullable:"false" doc:"The downloads, of those that you may see, that it is or was for; 100 at most."`
+}
+
+// JobError is how an attempt failed.
+type JobError struct {
+	Attempt int       `json:"attempt" doc:"Which attempt." example:"1"`
+	At      time.Time `json:"at" doc:"When."`
+	Error   string    `json:"error" doc:"What went wrong, in technical words." example:"network: the site could not be reached"`
+}
+
+// JobList is a page of jobs.
+type JobList struct {
+	Items      []Job  `json:"items" nullable:"false" doc:"The page."`
+	NextCursor string `json:"next_cursor,omitempty" doc:"Asks for the next page; missing on the last one."`
+}
+
+type jobOutput struct{ Body Job }
+
+type jobInput struct {
+	ID string `path:"id" pattern:"^[1-9][0-9]{0,18}$" patternDescription:"a job id" doc:"The job's id." example:"42"`
+}
+
+// number is the id as the store knows it. One that no job can have is not found.
+func (in jobInput) number() (int64, error) { return parseJobID(in.ID) }
+
+func parseJobID(text string) (int64, error) {
+	id, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || id <= 0 || text[0] == '+' {
+		return 0, newProblem(CodeNotFound, "There is no such job, or it is not yours.")
+	}
+	return id, nil
+}
+
+var listJobs = described{
+	id: "list-jobs", tag: tagJobs, summary: "List jobs",
+	text:     "Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.",
+	problems: []Code{CodeValidationFailed},
+}
+
+type listJobsInput struct {
+	Kind  []string `query:"kind" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these kinds, separated by commas." example:"download"`
+	Queue []string `query:"queue" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these queues, separated by commas."`
+	State []string `query:"state" nullable:"false" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"Only those in one of these states, separated by commas."`
+	Paging
+}
+
+type listJobsOutput struct{ Body JobList }
+
+func (a *API) handleListJobs(ctx context.Context, input *listJobsInput) (*listJobsOutput, error) {
+	jobs, next, err := a.store.ListJobs(ctx, store.JobFilter{
+		Viewer: viewerOf(ctx), Kinds: input.Kind, Queues: input.Queue, States: input.State,
+		Cursor: input.Cursor, Limit: input.Limit,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &listJobsOutput{JobList{Items: a.presentJobs(ctx, jobs), NextCursor: next}}, nil
+}
+
+var findJob = described{
+	id: "find-job", tag: tagJobs, summary: "Show a job",
+	text:     "With its progress while it runs, and how each attempt failed.",
+	problems: []Code{CodeNotFound, CodeValidationFailed},
+}
+
+func (a *API) handleFindJob(ctx context.Context, input *jobInput) (*jobOutput, error) {
+	id, err := input.number()
+	if err != nil {
+		return nil, err
+	}
+	job, err := a.store.FindJob(ctx, id, viewerOf(ctx))
+	if err != nil {
+		return nil, notFound(err, "job")
+	}
+	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
+}
+
+var cancelJob = described{
+	id: "cancel-job", tag: tagJobs, summary: "Cancel a job", status: http.StatusAccepted,
+	text:     "Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.",
+	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
+}
+
+func (a *API) handleCancelJob(ctx context.Context, input *jobInput) (*jobOutput, error) {
+	id, err := input.number()
+	if err != nil {
+		return nil, err
+	}
+	job, err := a.store.CancelJob(ctx, id, viewerOf(ctx))
+	if err != nil {
+		return nil, conflict(notFound(err, "job"), "It has ended already, or does not work for you any more.")
+	}
+	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
+}
+
+var retryJob = described{
+	id: "retry-job", tag: tagJobs, summary: "Try a job again", status: http.StatusAccepted,
+	text:     "Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.",
+	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
+}
+
+func (a *API) handleRetryJob(ctx context.Context, input *jobInput) (*jobOutput, error) {
+	id, err := input.number()
+	if err != nil {
+		return nil, err
+	}
+	job, err := a.store.RetryJob(ctx, id, viewerOf(ctx))
+	if err != nil {
+		return nil, conflict(notFound(err, "job"), "It runs, waits for a worker already, or has completed; or another job has taken its place; or nobody wishes for what it fetches.")
+	}
+	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
+}
+
+const jobRunning = "running"
+
+// presentJobs are the jobs as clients see them. The progress of those that run is looked up.
+func (a *API) presentJobs(ctx context.Context, jobs []store.Job) []Job {
+	var running []int64
+	for _, job := range jobs {
+		if job.State == jobRunning {
+			running = append(running, job.ID)
+		}
+	}
+	progress := a.lastProgress(ctx, running)
+	presented := make([]Job, 0, len(jobs))
+	for _, job := range jobs {
+		mapped := mapJob(job)
+		if p, ok := progress[job.ID]; ok {
+			mapped.Progress = mapProgress(p)
+		}
+		presented = append(presented, mapped)
+	}
+	return presented
+}
+
+func mapJob(job store.Job) Job {
+	mapped := Job{
+		ID: strconv.FormatInt(job.ID, 10), Kind: job.Kind, Queue: job.Queue, State: job.State, Reason: job.Reason,
+		Priority: job.Priority, Attempt: job.Attempt, MaxAttempts: job.MaxAttempts,
+		CreatedAt: job.CreatedAt, ScheduledAt: job.ScheduledAt, AttemptedAt: job.AttemptedAt, FinalizedAt: job.FinalizedAt,
+		IsCancelling: job.CancelAsked,
+		AttemptedBy:  append([]string{}, job.AttemptedBy...), DownloadIDs: append([]uuid.UUID{}, job.DownloadIDs...),
+		Errors: make([]JobError, 0, len(job.Errors)),
+	}
+	for _, e := range job.Errors {
+		mapped.Errors = append(mapped.Errors, JobError{Attempt: e.Attempt, At: e.At, Error: e.Error})
+	}
+	return mapped
+}

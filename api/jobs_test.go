@@ -1,0 +1,93 @@
+package api_test
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"medianest/api"
+	"medianest/store"
+)
+
+func (b *bundle) jobs(p person, query string) api.JobList {
+	b.t.Helper()
+	a := b.do(request{method: "GET", path: "/api/v1/jobs" + query, token: p.token})
+	require.Equal(b.t, http.StatusOK, a.status, "body: %s", a.body)
+	var list api.JobList
+	a.into(&list)
+	return list
+}
+
+func TestFindJob(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	d := b.wish(b.anna, wishURL)
+	b.exec(`UPDATE river.river_job SET state = 'running', attempt = 2, attempted_at = now(), attempted_by = '{worker-1,worker-2}',
+		errors = ARRAY['{"at":"2026-01-02T03:04:05Z","attempt":1,"error":"network: reset by peer","trace":""}'::jsonb] WHERE id = $1`, jobOf(t, d))
+	b.progress.set(store.Progress{JobID: jobOf(t, d), Phase: "downloading", Percent: 10})
+	a := b.do(request{method: "GET", path: "/api/v1/jobs/" + d.JobID, token: b.anna.token})
+	require.Equal(t, http.StatusOK, a.status, "body: %s", a.body)
+	b.golden("job_running.json", a.body, d.ID.String(), "DOWNLOAD")
+}
+
+func TestListJobs(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for i := range 5 {
+		b.wish(b.anna, fmt.Sprintf("https://example.org/%d", i))
+	}
+	shared := b.wish(b.bert, "https://example.org/3")
+	own := b.wish(b.bert, "https://example.org/bert")
+
+	require.Len(t, b.jobs(b.admin, "").Items, 6)
+	require.Len(t, b.jobs(b.anna, "").Items, 5)
+	berts := b.jobs(b.bert, "").Items
+	require.Len(t, berts, 2)
+	require.Equal(t, own.JobID, berts[0].ID, "newest first")
+	require.Equal(t, shared.ID, berts[1].DownloadIDs[0])
+	require.Len(t, berts[1].DownloadIDs, 1, "others' downloads are not told")
+
+	require.Len(t, b.jobs(b.anna, "?kind=download&queue=download&state=available,running").Items, 5)
+	require.Empty(t, b.jobs(b.anna, "?kind=remove_files").Items)
+	require.Empty(t, b.jobs(b.anna, "?state=completed").Items)
+
+	first := b.jobs(b.anna, "?limit=3")
+	require.Len(t, first.Items, 3)
+	second := b.jobs(b.anna, "?limit=3&cursor="+first.NextCursor)
+	require.Len(t, second.Items, 2)
+	require.Empty(t, second.NextCursor)
+	require.NotEqual(t, first.Items[2].ID, second.Items[0].ID)
+}
+
+func TestCancelAndRetryJob(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	d := b.wish(b.anna, wishURL)
+	post := func(action string) answer {
+		return b.do(request{method: "POST", path: "/api/v1/jobs/" + d.JobID + action, token: b.anna.token})
+	}
+	post("/retry").problem(http.StatusConflict, api.CodeConflict)
+
+	cancelled := post("/cancel")
+	require.Equal(t, http.StatusAccepted, cancelled.status, "body: %s", cancelled.body)
+	var job api.Job
+	cancelled.into(&job)
+	require.Equal(t, "cancelled", job.State)
+	require.Equal(t, "cancelled", job.Reason)
+	post("/cancel").problem(http.StatusConflict, api.CodeConflict)
+
+	retried := post("/retry")
+	require.Equal(t, http.StatusAccepted, retried.status, "body: %s", retried.body)
+	retried.into(&job)
+	require.Equal(t, "available", job.State)
+
+	b.exec("UPDATE river.river_job SET state = 'running' WHERE id = $1", jobOf(t, d))
+	b.exec("UPDATE medianest.downloads SET state = 'running' WHERE id = $1", d.ID) // as the outbox's consumer does
+	cancelled = post("/cancel")
+	require.Equal(t, http.StatusAccepted, cancelled.status, "body: %s", cancelled.body)
+	cancelled.into(&job)
+	require.True(t, job.IsCancelling)
+	require.Equal(t, "running", job.State)
+}

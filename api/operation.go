@@ -1,0 +1,139 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+)
+
+// requestTimeout is how long an operation may take. Streams are exempt.
+const requestTimeout = 30 * time.Second
+
+// described is what the OpenAPI document and /docs say of an operation, besides what its types say. It stands beside
+// the handler; where the operation is found is in router.go.
+type described struct {
+	id       string
+	tag      string
+	summary  string
+	text     string // more than the summary, in paragraphs
+	status   int    // of success; default 200, or 204 without a body
+	also     map[int]string
+	problems []Code // besides those that every operation of its kind can have
+	public   bool   // needs no token
+	streams  bool   // ends when the client leaves
+}
+
+// operation registers a typed handler. It is the one place where requests are authenticated, bounded and decoded, and
+// where errors become problems: a handler takes a valid request, calls one method, and returns what came of it.
+func operation[I, O any](a *API, method, path string, d described, handler func(context.Context, *I) (*O, error)) {
+	op := huma.Operation{
+		OperationID:                  d.id,
+		Method:                       method,
+		Path:                         path,
+		Tags:                         []string{d.tag},
+		Summary:                      d.summary,
+		Description:                  d.text,
+		DefaultStatus:                d.status,
+		MaxBodyBytes:                 maxBodyBytes,
+		BodyReadTimeout:              -1, // checkBody's, which does not outlive the body
+		RejectUnknownQueryParameters: !d.public,
+		Responses:                    map[string]*huma.Response{},
+	}
+	codes, common := slices.Clone(d.problems), []Code{CodeInternal}
+	if !d.public {
+		op.Security = []map[string][]string{{"bearer": {}}, {"cookie": {}}}
+		op.Middlewares = append(op.Middlewares, a.authenticated)
+		common = append(common, CodeUnauthenticated, CodeTimeout, CodeUnavailable)
+	}
+	if method != http.MethodGet {
+		common = append(common, CodeCrossSite)
+	}
+	if hasBody[I]() {
+		op.Middlewares = append(op.Middlewares, a.checkBody)
+		codes = append(codes, CodeInvalidBody, CodeBodyTooLarge, CodeUnsupportedMediaType, CodeValidationFailed)
+	}
+	a.describeProblems(&op, codes, common)
+	huma.Register(a.huma, op, func(ctx context.Context, input *I) (*O, error) {
+		if !d.streams {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, requestTimeout)
+			defer cancel()
+		}
+		output, err := handler(ctx, input)
+		if err != nil {
+			return nil, problemOf(ctx, err)
+		}
+		return output, nil
+	})
+	for status, text := range d.also {
+		response := *op.Responses[strconv.Itoa(d.status)]
+		response.Description = text
+		op.Responses[strconv.Itoa(status)] = &response
+	}
+}
+
+func hasBody[I any]() bool {
+	_, has := reflect.TypeFor[I]().FieldByName("Body")
+	return has
+}
+
+// describeProblems adds a response for each status that the codes have, and the default one, for what can happen to
+// nearly every operation.
+func (a *API) describeProblems(op *huma.Operation, codes, common []Code) {
+	lines := map[string][]string{}
+	add := func(status string, code Code) {
+		lines[status] = append(lines[status], problemKinds[code].title+" (`"+string(code)+"`).")
+	}
+	slices.Sort(codes)
+	for _, code := range slices.Compact(codes) {
+		add(strconv.Itoa(problemKinds[code].status), code)
+	}
+	slices.Sort(common)
+	for _, code := range common {
+		add("default", code)
+	}
+	schema := a.huma.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Problem](), true, "")
+	for status, sentences := range lines {
+		op.Responses[status] = &huma.Response{
+			Description: strings.Join(sentences, " "),
+			Content:     map[string]*huma.MediaType{problemType: {Schema: schema}},
+		}
+	}
+}
+
+// authenticated is the huma middleware of operations that need a user.
+func (a *API) authenticated(ctx huma.Context, next func(huma.Context)) {
+	if _, err := a.requireUser(humagin.Unwrap(ctx).Request); err != nil {
+		a.refuse(ctx, problemOf(ctx.Context(), err))
+		return
+	}
+	next(ctx)
+}
+
+// refuse answers with a problem before huma has begun to.
+func (a *API) refuse(ctx huma.Context, p *Problem) {
+	a.writeProblem(humagin.Unwrap(ctx), p)
+}
+
+// finish is the huma transformer that every body passes on its way out: it turns huma's own errors into problems, and
+// completes problems with what is known of the request.
+func (a *API) finish(ctx huma.Context, _ string, body any) (any, error) {
+	var p *Problem
+	switch v := body.(type) {
+	case *Problem:
+		p = v
+	case *huma.ErrorModel:
+		p = ofHuma(v)
+	default:
+		return body, nil
+	}
+	a.complete(ctx.Context(), p)
+	return p, nil
+}

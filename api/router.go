@@ -1,0 +1,96 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
+	"go.opentelemetry.io/contrib/instrumentation/github.com/gin-gonic/gin/otelgin"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+)
+
+const (
+	apiPath    = "/api/v1"
+	eventsPath = apiPath + "/events"
+	riverPath  = "/river"
+)
+
+// routes is every route there is, all below the base path. Operations need a token unless described as public.
+func (a *API) routes(tracers trace.TracerProvider) {
+	if tracers == nil {
+		tracers = tracenoop.NewTracerProvider()
+	}
+	a.quiet = map[string]bool{a.basePath + "/livez": true, a.basePath + "/readyz": true}
+	a.router.Use(
+		otelgin.Middleware("medianest",
+			otelgin.WithTracerProvider(tracers),
+			otelgin.WithPropagators(propagation.TraceContext{}),
+			otelgin.WithMeterProvider(metricnoop.NewMeterProvider()), // Prometheus has them
+			otelgin.WithGinFilter(func(c *gin.Context) bool { return !a.quiet[c.FullPath()] }),
+		),
+		a.scope,
+		a.secure,
+	)
+	a.router.NoRoute(func(c *gin.Context) { a.writeProblem(c, newProblem(CodeNoSuchRoute, "")) })
+	a.router.NoMethod(func(c *gin.Context) { a.writeProblem(c, newProblem(CodeMethodNotAllowed, "")) })
+	root := a.router.Group(a.basePath)
+	a.huma = humagin.NewWithGroup(a.router, root, a.document())
+
+	// Operations: typed, in the OpenAPI document.
+	operation(a, http.MethodPost, apiPath+"/downloads", createDownload, a.handleCreateDownload)
+	operation(a, http.MethodGet, apiPath+"/downloads", listDownloads, a.handleListDownloads)
+	operation(a, http.MethodGet, apiPath+"/downloads/{id}", findDownload, a.handleFindDownload)
+	operation(a, http.MethodPost, apiPath+"/downloads/{id}/cancel", cancelDownload, a.handleCancelDownload)
+	operation(a, http.MethodPost, apiPath+"/downloads/{id}/retry", retryDownload, a.handleRetryDownload)
+	operation(a, http.MethodDelete, apiPath+"/downloads/{id}", deleteDownload, a.handleDeleteDownload)
+	operation(a, http.MethodGet, apiPath+"/jobs", listJobs, a.handleListJobs)
+	operation(a, http.MethodGet, apiPath+"/jobs/{id}", findJob, a.handleFindJob)
+	operation(a, http.MethodPost, apiPath+"/jobs/{id}/cancel", cancelJob, a.handleCancelJob)
+	operation(a, http.MethodPost, apiPath+"/jobs/{id}/retry", retryJob, a.handleRetryJob)
+	operation(a, http.MethodGet, eventsPath, streamEvents, a.handleEvents)
+	operation(a, http.MethodGet, apiPath+"/users/me", findMe, a.handleFindMe)
+	operation(a, http.MethodGet, "/livez", livez, a.handleLivez)
+	operation(a, http.MethodGet, "/readyz", readyz, a.handleReadyz)
+	a.finishDocument()
+
+	// Pages for people, and what they are made of.
+	root.GET("/", a.handleRoot)
+	root.GET("/docs", a.handleDocs)
+	root.GET("/openapi.json", a.handleOpenAPI)
+	root.GET("/login", a.handleLoginForm)
+	root.POST("/login", a.handleLogin)
+	root.POST("/logout", a.handleLogout)
+	root.GET("/static/:name", a.handleStatic)
+	if a.basePath != "" {
+		a.router.GET(a.basePath, func(c *gin.Context) { c.Redirect(http.StatusMovedPermanently, a.basePath+"/") })
+	}
+
+	// River UI, for administrators.
+	if a.riverUI != nil {
+		root.GET(riverPath, func(c *gin.Context) { c.Redirect(http.StatusMovedPermanently, a.basePath+riverPath+"/") })
+		root.Match([]string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}, riverPath+"/*path", a.handleRiver)
+	}
+}
+
+// secure sets the headers that make browsers careful. Pages and River UI set a content security policy of their own.
+func (a *API) secure(c *gin.Context) {
+	h := c.Writer.Header()
+	h.Set("Content-Security-Policy", policyNothing)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Frame-Options", "DENY") // for browsers that do not know frame-ancestors
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
+	h.Set("Cache-Control", "no-store")
+	c.Next()
+}
+
+// Content security policies. None allows inline script, other hosts, or framing.
+const (
+	policyNothing = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	policyPages   = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
