@@ -4,7 +4,7 @@ SHELL := /bin/sh
 GO ?= go
 BIN := bin/medianest
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -X main.version=$(VERSION)
 
 # Tools that `make tools` installed for this checkout come before the system's.
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -23,7 +23,7 @@ tools: ## Install what is missing: Postgres, ffmpeg, redis-server (tests), yt-dl
 build: ## Build bin/medianest
 	@mkdir -p bin
 	@[ -x $(BIN) ] || echo "building bin/medianest (a first build compiles everything: some minutes on a small machine)"
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/medianest
+	@$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/medianest
 
 .PHONY: run
 run: tools build ## Start the platform on http://127.0.0.1:8080, data in ./data, media in ./media
