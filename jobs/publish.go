@@ -152,8 +152,9 @@ func (a *attempt) takeBack(ctx context.Context) {
 		return
 	}
 	for _, placed := range a.placed {
-		recorded, err := a.store.FilesOf(ctx, placed.UserID, content)
-		if err == nil && slices.ContainsFunc(recorded, func(f store.File) bool { return f.Path == placed.Path }) {
+		// On record for whatever content: what the library took over may have been another's, published at the same time.
+		recorded, err := a.store.FileRecorded(ctx, placed.Path)
+		if recorded {
 			continue
 		}
 		if err == nil {

@@ -12,6 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"medianest/jobs"
+	"medianest/jobs/media"
+	"medianest/jobs/queue"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
 )
@@ -222,5 +225,31 @@ func TestSameNameTwice(t *testing.T) {
 	one := b.requireFile(t, b.wait(t, b.wish(t, anna, "/plain.mp4?n=1").ID), "plain.mp4")
 	two := b.requireFile(t, b.wait(t, b.wish(t, anna, "/plain.mp4?n=2").ID), "plain.mp4")
 	require.NotEqual(t, one.Path, two.Path)
+	b.requireLibrary(t, one.Path, two.Path)
+}
+
+// Two addresses of the same film published at the same moment: the library, asked before either is on record, takes
+// the one's file for the other's. That one is not removed when this shows.
+func TestAnothersFileIsNotTakenBack(t *testing.T) {
+	t.Parallel()
+
+	root := t.TempDir()
+	var unaware atomic.Bool // asked in the very moment before the other one is on record
+	b := setupAt(t, root, with(newFake(t)), hurry, func(deps *jobs.Deps, _ *queue.Options, _ *ytdlp.Options) {
+		library, err := media.Open(media.Options{Root: root, FFprobe: tool(t, "ffprobe"), Claimed: func(ctx context.Context, rel string) (bool, error) {
+			if unaware.CompareAndSwap(true, false) {
+				return false, nil
+			}
+			return deps.Store.FileRecorded(ctx, rel)
+		}})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, library.Close()) })
+		deps.Library = library
+	})
+	anna := b.user(t, "anna")
+	one := b.requireFile(t, b.wait(t, b.wish(t, anna, "/plain.mp4?n=1").ID), "plain.mp4")
+	unaware.Store(true)
+	two := b.requireFile(t, b.wait(t, b.wish(t, anna, "/plain.mp4?n=2").ID), "plain.mp4")
+	require.False(t, unaware.Load())
 	b.requireLibrary(t, one.Path, two.Path)
 }
