@@ -34,53 +34,60 @@ func (j lockedJob) attachment() attachment {
 	return a
 }
 
-// attachOrEnqueue gives each of the locked contents a job that will end after this transaction: the one that is at it,
-// or else a new one. With lockedJobs the caller has locked the contents' jobs already, and others.
-func (s *Store) attachOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedContent, lockedJobs map[int64]lockedJob) (map[uuid.UUID]attachment, error) {
-	if lockedJobs == nil {
-		var err error
-		if lockedJobs, err = lockJobs(ctx, tx, jobsOf(contents)); err != nil {
-			return nil, err
-		}
+// attachOrEnqueue gives each of the locked contents a job that will end after this transaction, and makes it the
+// content's. The contents' jobs are locked, and given.
+func (s *Store) attachOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedContent, jobs map[int64]lockedJob) (map[uuid.UUID]attachment, error) {
+	attachments, fresh, err := s.findOrEnqueue(ctx, tx, contents, jobs)
+	if err != nil || len(fresh) == 0 {
+		return attachments, err
 	}
-	attachments := make(map[uuid.UUID]attachment, len(contents))
-	var idle []uuid.UUID
-	for _, c := range contents {
-		// A job whose end is asked for is left to die: its last wish was cancelled, this one is new.
-		if c.JobID != nil {
-			if job, ok := lockedJobs[*c.JobID]; ok && !job.final() && !job.CancelAsked {
-				attachments[c.ID] = job.attachment()
-				continue
-			}
-		}
-		idle = append(idle, c.ID)
-	}
-	if len(idle) == 0 {
-		return attachments, nil
-	}
-	if s.queue == nil {
-		return nil, errNoQueue
-	}
-	jobIDs, err := s.queue.EnqueueDownloadsTx(ctx, tx, idle)
-	if err != nil {
-		return nil, fmt.Errorf("enqueue downloads: %w", err)
-	}
-	if len(jobIDs) != len(idle) {
-		return nil, fmt.Errorf("enqueue downloads: %d jobs for %d contents", len(jobIDs), len(idle))
-	}
-	for i, id := range idle {
-		attachments[id] = attachment{JobID: jobIDs[i], State: StateQueued}
+	jobIDs := make([]int64, len(fresh))
+	for i, id := range fresh {
+		jobIDs[i] = attachments[id].JobID
 	}
 	_, err = tx.Exec(ctx, `
 		UPDATE medianest.content AS c
 		SET job_id = n.job_id
 		FROM unnest(@ids::uuid[], @job_ids::bigint[]) AS n (id, job_id)
 		WHERE c.id = n.id`,
-		pgx.StrictNamedArgs{"ids": idle, "job_ids": jobIDs})
+		pgx.StrictNamedArgs{"ids": fresh, "job_ids": jobIDs})
 	if err != nil {
 		return nil, fmt.Errorf("set jobs of contents: %w", err)
 	}
 	return attachments, nil
+}
+
+// findOrEnqueue finds the job that is at each content, or else enqueues one. It is left to the caller to write down the
+// fresh ones.
+func (s *Store) findOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedContent, jobs map[int64]lockedJob) (_ map[uuid.UUID]attachment, fresh []uuid.UUID, err error) {
+	attachments := make(map[uuid.UUID]attachment, len(contents))
+	for _, c := range contents {
+		// A job whose end is asked for is left to die: its last wish was cancelled, this one is new.
+		if c.JobID != nil {
+			if job, ok := jobs[*c.JobID]; ok && !job.final() && !job.CancelAsked {
+				attachments[c.ID] = job.attachment()
+				continue
+			}
+		}
+		fresh = append(fresh, c.ID)
+	}
+	if len(fresh) == 0 {
+		return attachments, nil, nil
+	}
+	if s.queue == nil {
+		return nil, nil, errNoQueue
+	}
+	jobIDs, err := s.queue.EnqueueDownloadsTx(ctx, tx, fresh)
+	if err != nil {
+		return nil, nil, fmt.Errorf("enqueue downloads: %w", err)
+	}
+	if len(jobIDs) != len(fresh) {
+		return nil, nil, fmt.Errorf("enqueue downloads: %d jobs for %d contents", len(jobIDs), len(fresh))
+	}
+	for i, id := range fresh {
+		attachments[id] = attachment{JobID: jobIDs[i], State: StateQueued}
+	}
+	return attachments, fresh, nil
 }
 
 func jobsOf(contents []lockedContent) []int64 {

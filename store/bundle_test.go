@@ -56,7 +56,7 @@ type removeFilesArgs struct {
 
 func (removeFilesArgs) Kind() string { return "remove_files" }
 
-func newRiverQueue(t *testing.T, pool *pgxpool.Pool) riverQueue {
+func newRiverQueue(t testing.TB, pool *pgxpool.Pool) riverQueue {
 	t.Helper()
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: "river"})
 	require.NoError(t, err)
@@ -269,6 +269,12 @@ func (b *bundle) deadlocks() int {
 func (b *bundle) waitForLockWaiter() {
 	b.t.Helper()
 	require.Eventually(b.t, func() bool {
-		return b.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+		return b.holds(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
 	}, 10*time.Second, 5*time.Millisecond)
+}
+
+// holds reports what a query for a boolean says, and false if it fails: for conditions that are polled.
+func (b *bundle) holds(sql string) bool {
+	var yes bool
+	return b.pool.QueryRow(b.t.Context(), sql).Scan(&yes) == nil && yes
 }

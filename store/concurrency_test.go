@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,17 +65,17 @@ func TestEverythingAtOnce(t *testing.T) {
 	require.Zero(t, b.deadlocks())
 	// What was cut off at the end may hold its locks for a moment.
 	require.Eventually(t, func() bool {
-		require.NoError(t, c.consumer(t.Context(), nil))
-		return b.count(`
-			SELECT count(*)
-			FROM medianest.consumer AS c
-			WHERE c.tick > (SELECT max(k.id) FROM medianest.tick AS k) AND cardinality(c.behind) = 0
-				AND NOT EXISTS (
-					SELECT
-					FROM pg_stat_activity AS a
-					WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.state <> 'idle'
-						AND a.backend_type = 'client backend'
-				)`) == 1
+		return c.consumer(t.Context(), nil) == nil && b.holds(`
+			SELECT EXISTS (
+				SELECT
+				FROM medianest.consumer AS c
+				WHERE c.tick > (SELECT max(k.id) FROM medianest.tick AS k) AND cardinality(c.behind) = 0
+			) AND NOT EXISTS (
+				SELECT
+				FROM pg_stat_activity AS a
+				WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.state <> 'idle'
+					AND a.backend_type = 'client backend'
+			)`)
 	}, 20*time.Second, 20*time.Millisecond)
 	require.Zero(t, b.count(`
 		SELECT count(*)
@@ -201,7 +202,7 @@ func (c *chaos) act(ctx context.Context, r *rand.Rand) error {
 	if roll < 3 {
 		n := wish(u, c.urls[r.IntN(len(c.urls))])
 		if r.IntN(2) == 0 {
-			n.IdempotencyKey = fmt.Sprint(r.IntN(1000))
+			n.IdempotencyKey = strconv.Itoa(r.IntN(1000))
 			n.Fingerprint = [32]byte{byte(len(n.URL)), n.URL[len(n.URL)-1]}
 		}
 		_, created, err := c.api.CreateDownload(ctx, n)

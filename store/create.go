@@ -56,13 +56,15 @@ func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, 
 				return err
 			}
 		}
-		content, err := lockOrMakeContent(ctx, tx, n)
+		content, made, err := lockOrMakeContent(ctx, tx, n)
 		if err != nil {
 			return err
 		}
-		existing, err := activeTopLevel(ctx, tx, n.UserID, content.ID, id)
-		if err != nil {
-			return err
+		var existing *uuid.UUID
+		if !made {
+			if existing, err = activeTopLevel(ctx, tx, n.UserID, content.ID, id); err != nil {
+				return err
+			}
 		}
 		if existing != nil {
 			if n.IdempotencyKey != "" {
@@ -73,11 +75,13 @@ func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, 
 			d, err = findDownload(ctx, tx, *existing, owner)
 			return err
 		}
-		if err := s.insertDownload(ctx, tx, id, n, content); err != nil {
+		if d, err = s.insertDownload(ctx, tx, id, n, content); err != nil {
 			return err
 		}
 		created = true
-		d, err = findDownload(ctx, tx, id, owner)
+		if !made {
+			d.Files, err = queryFilesOf(ctx, tx, []ContentView{{UserID: n.UserID, ContentID: content.ID}})
+		}
 		return err
 	})
 	if err != nil {
@@ -86,26 +90,22 @@ func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, 
 	return d, created, nil
 }
 
-// lockOrMakeContent takes no lock but the one on the row that it returns.
-func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (lockedContent, error) {
-	// The update changes nothing: it locks the row that is there, and returns it.
-	rows, err := tx.Query(ctx, `
+// lockOrMakeContent takes no lock but the one on the row that it returns, and says whether it made that row.
+func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (content lockedContent, made bool, err error) {
+	// The update changes nothing: it locks the row that is there, and returns it. A row that was inserted has no xmax.
+	err = tx.QueryRow(ctx, `
 		INSERT INTO medianest.content AS c (id, key, url, profile)
 		VALUES (@id, @key, @url, @profile)
 		ON CONFLICT (key) DO UPDATE
 		SET url = c.url
-		RETURNING `+lockedContentColumns,
+		RETURNING `+lockedContentColumns+`, c.xmax = 0`,
 		pgx.StrictNamedArgs{
 			"id": uuid.Must(uuid.NewV7()), "key": storedKey(n.ContentKey), "url": n.URL, "profile": n.Profile,
-		})
+		}).Scan(&content.ID, &content.Key, &content.JobID, &content.Title, &made)
 	if err != nil {
-		return lockedContent{}, fmt.Errorf("lock content: %w", err)
+		return lockedContent{}, false, fmt.Errorf("lock content: %w", err)
 	}
-	content, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[lockedContent])
-	if err != nil {
-		return lockedContent{}, fmt.Errorf("lock content: %w", err)
-	}
-	return content, nil
+	return content, made, nil
 }
 
 // activeTopLevel finds another active download of the content by the user than except, or nil. The content is locked.
@@ -131,7 +131,7 @@ func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uu
 		LIMIT 1`,
 		pgx.StrictNamedArgs{"content_id": contentID, "user_id": userID, "except": except, "active": activeStates}).Scan(&id)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil //nolint:nilnil // none is no fault
+		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find active download: %w", err)
@@ -139,22 +139,45 @@ func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uu
 	return &id, nil
 }
 
-func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n NewDownload, content lockedContent) error {
-	attachments, err := s.attachOrEnqueue(ctx, tx, []lockedContent{content}, nil)
+func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n NewDownload, content lockedContent) (Download, error) {
+	contents := []lockedContent{content}
+	jobs, err := lockJobs(ctx, tx, jobsOf(contents))
 	if err != nil {
-		return err
+		return Download{}, err
+	}
+	attachments, _, err := s.findOrEnqueue(ctx, tx, contents, jobs)
+	if err != nil {
+		return Download{}, err
 	}
 	a := attachments[content.ID]
-	_, err = tx.Exec(ctx, `
-		INSERT INTO medianest.downloads (id, user_id, content_id, url, profile, title, state, waiting_on, next_try_at, job_id, started_at)
-		VALUES (@id, @user_id, @content_id, @url, @profile, @title, @state, @waiting_on, @next_try_at, @job_id,
-			CASE WHEN @running THEN now() END)`,
+	rows, err := tx.Query(ctx, `
+		WITH d AS (
+			INSERT INTO medianest.downloads AS d
+				(id, user_id, content_id, url, profile, title, state, waiting_on, next_try_at, job_id, started_at)
+			VALUES (@id, @user_id, @content_id, @url, @profile, @title, @state, @waiting_on, @next_try_at, @job_id,
+				CASE WHEN @running THEN now() END)
+			RETURNING `+downloadColumns("d")+`
+		), seen AS (
+			INSERT INTO medianest.job_viewer (job_id, user_id, download_id)
+			SELECT d.job_id, d.user_id, d.id
+			FROM d
+		), taken AS (
+			UPDATE medianest.content
+			SET job_id = @job_id
+			WHERE id = @content_id AND job_id IS DISTINCT FROM @job_id
+		)
+		SELECT `+downloadColumns("d")+`
+		FROM d`,
 		pgx.StrictNamedArgs{
 			"id": id, "user_id": n.UserID, "content_id": content.ID, "url": n.URL, "profile": n.Profile, "title": content.Title,
 			"state": a.State, "waiting_on": a.WaitingOn, "next_try_at": a.NextTryAt, "job_id": a.JobID, "running": a.State == StateRunning,
 		})
 	if err != nil {
-		return fmt.Errorf("insert download: %w", err)
+		return Download{}, fmt.Errorf("insert download: %w", err)
 	}
-	return addViewers(ctx, tx, []uuid.UUID{id})
+	d, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Download])
+	if err != nil {
+		return Download{}, fmt.Errorf("insert download: %w", err)
+	}
+	return d, nil
 }

@@ -1,14 +1,17 @@
 package store_test
 
 import (
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"medianest/store"
+	"medianest/store/storetest"
 )
 
 func TestCreateDownload(t *testing.T) {
@@ -281,4 +284,29 @@ func TestLongAddress(t *testing.T) {
 	require.Equal(t, long.String(), d.URL)
 	require.Equal(t, d.JobID, b.create(ben, long.String()).JobID)
 	require.NotEqual(t, *d.JobID, *b.create(ben, long.String()+"a").JobID)
+}
+
+// BenchmarkCreateDownload is one wish for a new content at a time, and BenchmarkInsertJob what a job alone costs.
+func BenchmarkCreateDownload(b *testing.B) {
+	pool := storetest.Pool(b, "")
+	s := store.New(pool).WithQueue(newRiverQueue(b, pool))
+	u, err := s.CreateUser(b.Context(), store.NewUser{Name: "ann", Role: store.UserMember})
+	require.NoError(b, err)
+	i := 0
+	for b.Loop() {
+		i++
+		_, _, err := s.CreateDownload(b.Context(), wish(u, fmt.Sprintf("https://site.test/%d", i)))
+		require.NoError(b, err)
+	}
+}
+
+func BenchmarkInsertJob(b *testing.B) {
+	pool := storetest.Pool(b, "")
+	q := newRiverQueue(b, pool)
+	for b.Loop() {
+		require.NoError(b, pgx.BeginFunc(b.Context(), pool, func(tx pgx.Tx) error {
+			_, err := q.EnqueueDownloadsTx(b.Context(), tx, []uuid.UUID{uuid.New()})
+			return err
+		}))
+	}
 }

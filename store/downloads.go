@@ -190,15 +190,19 @@ func listQuery(f DownloadFilter, limit int) (downloadQuery, error) {
 	return q, nil
 }
 
+// downloadColumns are those of Download, of the table that goes by the alias.
+func downloadColumns(alias string) string {
+	return strings.ReplaceAll(`$.id, $.user_id, $.content_id, $.parent_id, $.position, $.url, $.profile, $.title, $.is_collection,
+				$.state, $.waiting_on, $.next_try_at, $.job_id, $.failure_reason, $.failure_detail, $.created_at,
+				$.started_at, $.finished_at`, "$", alias)
+}
+
 func (q downloadQuery) sql() string {
 	return `
-		SELECT d.id, d.user_id, d.content_id, d.parent_id, d.position, d.url, d.profile, d.title, d.is_collection, d.state,
-			d.waiting_on, d.next_try_at, d.job_id, d.failure_reason, d.failure_detail, d.created_at, d.started_at,
-			d.finished_at, n.total, n.queued, n.waiting, n.running, n.paused, n.completed, n.failed, n.cancelled
+		SELECT ` + downloadColumns("d") + `,
+			n.total, n.queued, n.waiting, n.running, n.paused, n.completed, n.failed, n.cancelled
 		FROM (
-			SELECT p.id, p.user_id, p.content_id, p.parent_id, p.position, p.url, p.profile, p.title, p.is_collection, p.state,
-				p.waiting_on, p.next_try_at, p.job_id, p.failure_reason, p.failure_detail, p.created_at, p.started_at,
-				p.finished_at
+			SELECT ` + downloadColumns("p") + `
 			FROM medianest.downloads AS p
 			WHERE ` + q.where + `
 			ORDER BY ` + q.order + `

@@ -162,3 +162,25 @@ func TestListRefusesGarbage(t *testing.T) {
 		require.ErrorIs(t, err, store.ErrInvalid, "%+v", f)
 	}
 }
+
+// A cursor from anywhere is a place in the list or refused; it never breaks the statement.
+func FuzzCursor(f *testing.F) {
+	for _, seed := range []string{"", "!", "AAAAAAAAAAAAAAAAAAAAAA", "AAAAAAAAAAAAAAAAAAAAAAAAAAA", "_____w"} {
+		f.Add(seed)
+	}
+	parent := uuid.New()
+	f.Fuzz(func(t *testing.T, cursor string) {
+		for _, filter := range []store.DownloadFilter{{Cursor: cursor, Limit: 1}, {Cursor: cursor, Limit: 1, ParentID: &parent}} {
+			_, args, err := store.DownloadsQuery(filter)
+			if err != nil {
+				require.ErrorIs(t, err, store.ErrInvalid)
+				continue
+			}
+			_, placed := args["after_id"]
+			require.Equal(t, cursor != "", placed)
+		}
+		if _, _, err := store.JobsQuery(store.JobFilter{Cursor: cursor, Limit: 1}); err != nil {
+			require.ErrorIs(t, err, store.ErrInvalid)
+		}
+	})
+}

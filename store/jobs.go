@@ -419,14 +419,14 @@ func contentOfJob(ctx context.Context, tx pgx.Tx, id int64) (*lockedContent, err
 		WHERE j.id = @id AND j.kind = 'download'`,
 		pgx.StrictNamedArgs{"id": id}).Scan(&text)
 	if errors.Is(err, pgx.ErrNoRows) || (err == nil && text == nil) {
-		return nil, nil //nolint:nilnil // a job without a content is no fault
+		return nil, nil // a job without a content is no fault
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find content of job: %w", err)
 	}
 	contentID, err := uuid.Parse(*text)
 	if err != nil {
-		return nil, nil //nolint:nilnil,nilerr // as good as none: nothing can be locked by it
+		return nil, nil //nolint:nilerr // as good as none: nothing can be locked by it
 	}
 	contents, err := lockContents(ctx, tx, []uuid.UUID{contentID})
 	if err != nil || len(contents) == 0 {

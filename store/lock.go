@@ -34,8 +34,8 @@ const (
 	jobLockPauseMin = 2 * time.Millisecond
 	jobLockPauseMax = 50 * time.Millisecond
 
-	// holdOpenBeat is well below any idle_in_transaction_session_timeout that a pool sets.
-	holdOpenBeat = 5 * time.Second
+	// maxBeat is how soon holdOpen notices that the connection is lost.
+	maxBeat = 5 * time.Second
 )
 
 // lockContents locks the rows and returns those that exist, by id.
@@ -309,12 +309,21 @@ func queryJobs(ctx context.Context, tx pgx.Tx, where string, ids []int64) (map[i
 // holdOpen runs fn, which does not use tx, and meanwhile keeps the server from ending tx as idle: work on files may
 // take long, and a process that is stopped must still lose its locks. fn's context ends when the transaction is lost.
 func holdOpen(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context) error) error {
+	var idleS float64
+	if err := tx.QueryRow(ctx, `
+		SELECT extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval)`).Scan(&idleS); err != nil {
+		return fmt.Errorf("keep transaction open: %w", err)
+	}
+	every := maxBeat
+	if idleS > 0 {
+		every = min(every, time.Duration(idleS*float64(time.Second)/3))
+	}
 	fnCtx, lose := context.WithCancelCause(ctx)
 	defer lose(nil)
 	done, beatEnded := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(beatEnded)
-		beat := time.NewTicker(holdOpenBeat)
+		beat := time.NewTicker(every)
 		defer beat.Stop()
 		for {
 			select {

@@ -3,6 +3,7 @@ package store_test
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"testing"
 
 	"github.com/google/uuid"
@@ -31,7 +32,7 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 			`SET LOCAL session_replication_role = replica`,
 			`CREATE FUNCTION pg_temp.nth(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
 				$$ SELECT ('0190' || lpad(to_hex($1), 8, '0') || '70008000' || lpad(to_hex($1), 12, '0'))::uuid $$`,
-			`CREATE FUNCTION pg_temp.rows() RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT ` + fmt.Sprint(rows) + ` $$`,
+			`CREATE FUNCTION pg_temp.rows() RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT ` + strconv.Itoa(rows) + ` $$`,
 			`INSERT INTO medianest.users (id, name, role)
 				SELECT pg_temp.nth(n), 'user-' || n, 'member' FROM generate_series(1, 50) AS n`,
 			`INSERT INTO medianest.content (id, key, url, profile)

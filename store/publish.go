@@ -9,8 +9,9 @@ import (
 )
 
 // LinkFunc puts what was fetched into the library for the users who wish for it and have no file among existing, and
-// returns the files that it made. A user occurs once among wishes. It runs while nobody else can publish, join or
-// cancel, and must be content with what an earlier call left behind: the transaction may yet fail.
+// returns the files that it made, which take the place of those that their users had on record. A user occurs once among
+// wishes. It runs while nobody else can publish, join or cancel, and must be content with what an earlier call left
+// behind: the transaction may yet fail. Its context ends when the transaction is lost.
 type LinkFunc func(ctx context.Context, wishes []Wish, existing []File) ([]File, error)
 
 // CompleteFunc completes the job in the transaction, and fails if it can not.
@@ -98,6 +99,23 @@ func linkFiles(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, wishes []Wis
 		if err := insertFile(ctx, tx, contentID, f); err != nil {
 			return err
 		}
+	}
+	return forgetReplaced(ctx, tx, contentID, made)
+}
+
+// forgetReplaced takes off the record what users had besides what was made for them now: it was not in the library any
+// more.
+func forgetReplaced(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, made []File) error {
+	users, paths := make([]uuid.UUID, len(made)), make([]string, len(made))
+	for i, f := range made {
+		users[i], paths[i] = f.UserID, f.Path
+	}
+	_, err := tx.Exec(ctx, `
+		DELETE FROM medianest.files
+		WHERE content_id = @content_id AND user_id = ANY(@users) AND path <> ALL(@paths)`,
+		pgx.StrictNamedArgs{"content_id": contentID, "users": users, "paths": paths})
+	if err != nil {
+		return fmt.Errorf("forget replaced files: %w", err)
 	}
 	return nil
 }

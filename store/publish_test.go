@@ -6,12 +6,14 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"medianest/store"
+	"medianest/store/storetest"
 )
 
 func TestBeginFetch(t *testing.T) {
@@ -224,4 +226,68 @@ func TestJoinDuringPublish(t *testing.T) {
 	got := <-joined
 	require.NoError(t, got.err)
 	require.NotEqual(t, *d.JobID, *got.d.JobID)
+}
+
+// A file that its owner tidied away by hand is fetched again, maybe under another name.
+func TestPublishReplacesTheUsersFile(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann, ben := b.user("ann"), b.user("ben")
+	d := b.create(ann, "https://site.test/a")
+	b.create(ben, "https://site.test/a")
+	b.fetch(d, "before.mp4")
+	b.setState(d, store.StateCompleted)
+	d, err := b.api.RetryDownload(t.Context(), d.ID, ann.Viewer())
+	require.NoError(t, err)
+	b.setJob(*d.JobID, "running")
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID,
+		func(ctx context.Context, wishes []store.Wish, _ []store.File) ([]store.File, error) {
+			return linkFor("after.mp4")(ctx, wishes, nil)
+		}, completeJob(*d.JobID)))
+	files := b.find(d).Files
+	require.Len(t, files, 1)
+	require.Equal(t, "ann/after.mp4", files[0].Path)
+	files, err = b.worker.FilesOf(t.Context(), ben.ID, d.ContentID)
+	require.NoError(t, err)
+	require.Len(t, files, 1, "another user's was forgotten")
+}
+
+// Linking may take longer than a transaction may be idle, as copying does where links are refused.
+func TestPublishTakesItsTime(t *testing.T) {
+	t.Parallel()
+	url := storetest.DB(t)
+	pool := storetest.OpenPool(t, url, "")
+	impatient, err := store.OpenPool(t.Context(), store.PoolOptions{
+		URL: url + "&idle_in_transaction_session_timeout=300ms", Role: store.RoleWorker,
+	})
+	require.NoError(t, err)
+	t.Cleanup(impatient.Close)
+	q := newRiverQueue(t, pool)
+	b := &bundle{t: t, pool: pool, api: store.New(pool).WithQueue(q), worker: store.New(impatient).WithQueue(q)}
+	d := b.create(b.user("ann"), "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+
+	slow := func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+			return linkFor("a.mp4")(ctx, wishes, existing)
+		}
+	}
+	// Its connection is cut: it is told, and nothing is written.
+	err = b.worker.Publish(t.Context(), d.ContentID, *d.JobID, func(ctx context.Context, _ []store.Wish, _ []store.File) ([]store.File, error) {
+		b.exec(`SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.datname = current_database() AND a.state = 'idle in transaction'`)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Second):
+			return nil, errors.New("not told")
+		}
+	}, completeJob(*d.JobID))
+	require.ErrorIs(t, err, store.ErrUnavailable)
+	require.Equal(t, "running", b.jobState(*d.JobID))
+
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, slow, completeJob(*d.JobID)))
+	require.Len(t, b.find(d).Files, 1)
 }
