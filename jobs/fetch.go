@@ -38,8 +38,12 @@ func (a *attempt) probe(ctx context.Context, session *egress.Session) (ytdlp.Pro
 	if known, ok := knownProbe(content); ok {
 		return known, nil
 	}
-	probe, err := a.extractor.Probe(ctx, ytdlp.ProbeRequest{
-		URL: content.URL, Dir: a.dir, Network: ytdlp.Network{ProxyURL: session.URL()},
+	var probe ytdlp.Probe
+	err := traced(ctx, "yt-dlp probe", func(ctx context.Context) (err error) {
+		probe, err = a.extractor.Probe(ctx, ytdlp.ProbeRequest{
+			URL: content.URL, Dir: a.dir, Network: ytdlp.Network{ProxyURL: session.URL()},
+		})
+		return err
 	})
 	if err != nil {
 		return ytdlp.Probe{}, err
@@ -74,10 +78,15 @@ func knownProbe(content store.Content) (ytdlp.Probe, bool) {
 // fetchMedia brings the film into the staging folder.
 func (a *attempt) fetchMedia(ctx context.Context, session *egress.Session, probe ytdlp.Probe, profile ytdlp.Profile) (ytdlp.Media, error) {
 	a.report.phase(ytdlp.PhaseDownloading)
-	return a.extractor.Fetch(ctx, ytdlp.FetchRequest{
-		URL: a.fetch.Content.URL, Info: probe.Info, Dir: a.dir, Profile: profile,
-		Network: ytdlp.Network{ProxyURL: session.URL()}, OnProgress: a.report.fetched,
+	var fetched ytdlp.Media
+	err := traced(ctx, "yt-dlp fetch", func(ctx context.Context) (err error) {
+		fetched, err = a.extractor.Fetch(ctx, ytdlp.FetchRequest{
+			URL: a.fetch.Content.URL, Info: probe.Info, Dir: a.dir, Profile: profile,
+			Network: ytdlp.Network{ProxyURL: session.URL()}, OnProgress: a.report.fetched,
+		})
+		return err
 	})
+	return fetched, err
 }
 
 // expand makes the downloads that follow the job collections of what was found, in the transaction that completes it.

@@ -78,7 +78,11 @@ func (a *attempt) linkAny(ctx context.Context, wish store.Wish, from []store.Fil
 // job.
 func (a *attempt) publishFetched(ctx context.Context, probe ytdlp.Probe, fetched ytdlp.Media) error {
 	a.report.phase(phaseVerifying)
-	info, err := a.library.Verify(ctx, fetched.Path, probe.DurationS)
+	var info media.Info
+	err := traced(ctx, "verify", func(ctx context.Context) (err error) {
+		info, err = a.library.Verify(ctx, fetched.Path, probe.DurationS)
+		return err
+	})
 	if err != nil {
 		return err
 	}
