@@ -168,7 +168,8 @@ $$;
 -- The triggers' functions. They run inside River's own writes: an error or a long wait here stops the queue. So: no
 -- foreign keys, no checks, nothing that can be NULL where it must not, text instead of enums. Nested loops and
 -- compilation are off because the plan is made at the first execution and kept for the connection: after one row it would
--- be quadratic for ten thousand, after a million it would compile for each one.
+-- be quadratic for ten thousand, after a million it would compile for each one. A statement changes a row once: there is
+-- no order among its events to keep.
 
 CREATE FUNCTION medianest.on_job_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
@@ -176,8 +177,7 @@ AS $$
 BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, job_id, kind, queue, attempt, reason)
     SELECT 'job.state', n.state::text, '', n.id, n.kind, n.queue, n.attempt, ''
-    FROM new_rows n
-    ORDER BY n.id;
+    FROM new_rows n;
     RETURN NULL;
 END
 $$;
@@ -198,8 +198,7 @@ BEGIN
         END
     FROM new_rows n
     JOIN old_rows o ON o.id = n.id
-    WHERE o.state IS DISTINCT FROM n.state
-    ORDER BY n.id;
+    WHERE o.state IS DISTINCT FROM n.state;
     RETURN NULL;
 END
 $$;
@@ -212,8 +211,7 @@ BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, job_id, kind, queue, attempt, reason)
     SELECT 'job.state', 'deleted', o.state::text, o.id, o.kind, o.queue, o.attempt, ''
     FROM old_rows o
-    WHERE o.finalized_at IS NULL
-    ORDER BY o.id;
+    WHERE o.finalized_at IS NULL;
     RETURN NULL;
 END
 $$;
@@ -225,8 +223,7 @@ AS $$
 BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, job_id, reason, user_id, download_id, parent_id)
     SELECT 'download.state', n.state, '', n.job_id, n.failure_reason, n.user_id, n.id, n.parent_id
-    FROM new_rows n
-    ORDER BY n.id;
+    FROM new_rows n;
     RETURN NULL;
 END
 $$;
@@ -239,8 +236,7 @@ BEGIN
     SELECT 'download.state', n.state, o.state, n.job_id, n.failure_reason, n.user_id, n.id, n.parent_id
     FROM new_rows n
     JOIN old_rows o ON o.id = n.id
-    WHERE o.state IS DISTINCT FROM n.state
-    ORDER BY n.id;
+    WHERE o.state IS DISTINCT FROM n.state;
     RETURN NULL;
 END
 $$;
@@ -251,8 +247,7 @@ AS $$
 BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, job_id, reason, user_id, download_id, parent_id)
     SELECT 'download.state', 'deleted', o.state, o.job_id, o.failure_reason, o.user_id, o.id, o.parent_id
-    FROM old_rows o
-    ORDER BY o.id;
+    FROM old_rows o;
     RETURN NULL;
 END
 $$;

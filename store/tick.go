@@ -42,16 +42,18 @@ func (s *Store) TrimEvents(ctx context.Context, retention time.Duration) (remove
 	}
 	for {
 		tag, err := s.pool.Exec(ctx, `
+			WITH oldest AS MATERIALIZED (
+				SELECT k.snapshot
+				FROM medianest.tick AS k
+				ORDER BY k.id
+				LIMIT 1
+			)
 			DELETE FROM medianest.event
 			WHERE ctid = ANY(ARRAY(
 				SELECT e.ctid
 				FROM medianest.event AS e
-				WHERE e.xid < (
-					SELECT pg_snapshot_xmin(k.snapshot)
-					FROM medianest.tick AS k
-					ORDER BY k.id
-					LIMIT 1
-				)
+				WHERE e.xid < (SELECT pg_snapshot_xmax(o.snapshot) FROM oldest AS o)
+					AND pg_visible_in_snapshot(e.xid, (SELECT o.snapshot FROM oldest AS o))
 				ORDER BY e.xid
 				LIMIT @batch
 			))`,
