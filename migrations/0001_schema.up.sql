@@ -63,7 +63,10 @@ CREATE TABLE medianest.downloads (
     started_at timestamptz,
     finished_at timestamptz
 );
-CREATE INDEX downloads_user_id_idx ON medianest.downloads (user_id, id DESC);
+-- Lists show what was asked for, without the items of collections, which may be most of the rows.
+CREATE INDEX downloads_user_id_idx ON medianest.downloads (user_id, id DESC) WHERE parent_id IS NULL;
+CREATE INDEX downloads_id_idx ON medianest.downloads (id DESC) WHERE parent_id IS NULL;
+CREATE INDEX downloads_state_idx ON medianest.downloads (state, id DESC) WHERE parent_id IS NULL;
 CREATE INDEX downloads_content_id_idx ON medianest.downloads (content_id);
 CREATE INDEX downloads_parent_id_idx ON medianest.downloads (parent_id, position) WHERE parent_id IS NOT NULL;
 CREATE INDEX downloads_job_id_idx ON medianest.downloads (job_id);
