@@ -130,7 +130,7 @@ func New(o Options) (*API, error) {
 			return nil, errors.New("api: the public URL is malformed")
 		}
 		a.publicURL = u
-		if err := a.crossOrigin.AddTrustedOrigin(u.Scheme + "://" + u.Host); err != nil {
+		if err := a.crossOrigin.AddTrustedOrigin(originOf(u)); err != nil {
 			return nil, fmt.Errorf("api: public URL: %w", err)
 		}
 	}
@@ -146,6 +146,15 @@ func New(o Options) (*API, error) {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	return a, nil
+}
+
+// originOf is the origin of a URL as browsers write it.
+func originOf(u *url.URL) string {
+	host := u.Host
+	if port := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]; port != "" {
+		host = strings.TrimSuffix(host, port)
+	}
+	return u.Scheme + "://" + host
 }
 
 // newRouter returns a gin that adds nothing of its own: no log, no recovery, no redirects, no release-mode chatter.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"medianest/store"
 )
@@ -32,8 +33,13 @@ func viewerOf(ctx context.Context) store.Viewer {
 	return store.Viewer{}
 }
 
-// maxTokenLength bounds what is hashed. Tokens are mn_ and 43 characters.
-const maxTokenLength = 256
+const (
+	// maxTokenLength bounds what is hashed. Tokens are mn_ and 43 characters.
+	maxTokenLength = 256
+
+	// identifyTimeout bounds the lookup of a token, also of requests that are not bounded as a whole.
+	identifyTimeout = 10 * time.Second
+)
 
 // errNoToken says that a request carries neither a bearer token nor the cookie.
 var errNoToken = errors.New("no token")
@@ -68,6 +74,8 @@ func (a *API) identify(ctx context.Context, token string) (*identity, error) {
 	if len(token) > maxTokenLength {
 		return nil, unauthenticated("The token is not valid.")
 	}
+	ctx, cancel := context.WithTimeout(ctx, identifyTimeout)
+	defer cancel()
 	user, row, err := a.store.FindUserByToken(ctx, sha256.Sum256([]byte(token)))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, unauthenticated("The token is not valid: it is unknown, revoked or expired.")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
 )
 
 const (
@@ -38,7 +39,7 @@ func unsupportedType() *Problem {
 // read, and bounds the reading of the rest in size (huma does the counting) and time.
 func (a *API) checkBody(ctx huma.Context, next func(huma.Context)) {
 	c := humagin.Unwrap(ctx)
-	body := &timedBody{ReadCloser: c.Request.Body, control: http.NewResponseController(c.Writer)}
+	body := newTimedBody(c)
 	c.Request.Body = body
 	switch {
 	case c.Request.ContentLength > maxBodyBytes:
@@ -73,6 +74,15 @@ type timedBody struct {
 
 	control *http.ResponseController
 	begun   bool
+}
+
+func newTimedBody(c *gin.Context) *timedBody {
+	return &timedBody{ReadCloser: c.Request.Body, control: http.NewResponseController(c.Writer)}
+}
+
+// boundBody bounds the body of a request outside huma in size and time. Reading more is an error of the reader's.
+func boundBody(c *gin.Context, maxBytes int64) {
+	c.Request.Body = http.MaxBytesReader(c.Writer, newTimedBody(c), maxBytes)
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {

@@ -48,7 +48,7 @@ type Download struct {
 	Progress     *Progress  `json:"progress,omitempty" doc:"How far it is while it runs."`
 	Children     *Children  `json:"children,omitempty" doc:"How many of a collection's items are in which state."`
 	Files        []File     `json:"files" nullable:"false" doc:"What it has become in the library."`
-	Failure      *Failure   `json:"failure,omitempty" doc:"Why it failed, or why a collection lacks items."`
+	Failure      *Failure   `json:"failure,omitempty" doc:"Why it failed, or why a collection lacks items. Where a single download is shown that waits for its next try: why the last one failed."`
 	CreatedAt    time.Time  `json:"created_at" doc:"When it was asked for."`
 	StartedAt    *time.Time `json:"started_at,omitempty" doc:"When a worker took it."`
 	FinishedAt   *time.Time `json:"finished_at,omitempty" doc:"When it ended."`
@@ -254,6 +254,11 @@ func (a *API) handleDeleteDownload(ctx context.Context, input *downloadInput) (*
 
 // presentDownload is the download as clients see it. Its progress, and that of a collection's items, is looked up.
 func (a *API) presentDownload(ctx context.Context, d store.Download) Download {
+	if d.State == store.StateWaiting && d.FailureReason == "" && d.JobID != nil {
+		if job, err := a.store.FindJob(ctx, *d.JobID, viewerOf(ctx)); err == nil { // it may be gone by now
+			d.FailureReason = job.Reason
+		}
+	}
 	if !d.IsCollection || d.Children == nil || d.Children.Running == 0 {
 		return a.presentDownloads(ctx, []store.Download{d})[0]
 	}

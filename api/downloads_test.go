@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -119,10 +120,11 @@ func TestDownloadShowsWhatBecameOfIt(t *testing.T) {
 
 	// Redis is away: the download is shown without progress.
 	b.progress.mu.Lock()
-	b.progress.err = fmt.Errorf("connection refused")
+	b.progress.err = errors.New("connection refused")
 	b.progress.mu.Unlock()
 	require.Nil(t, b.do(request{method: "GET", path: path, token: b.anna.token}).download().Progress)
 
+	b.exec(`UPDATE river.river_job SET state = 'retryable', attempt = 1, metadata = '{"reason":"network","reason_attempt":"1"}' WHERE id = $1`, jobOf(t, d))
 	b.exec("UPDATE medianest.downloads SET state = 'waiting', waiting_on = 'retry', next_try_at = now() WHERE id = $1", d.ID)
 	show("download_waiting.json")
 

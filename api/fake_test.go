@@ -12,9 +12,10 @@ import (
 // fakeStore knows one user for any token, and answers everything else with err: for faults that a real database cannot
 // be made to have at will.
 type fakeStore struct {
-	user store.User
-	err  error
-	do   func(ctx context.Context) error // instead of err
+	user    store.User
+	userErr error // of looking a token up
+	err     error
+	do      func(ctx context.Context) error // instead of err
 }
 
 var _ api.Store = (*fakeStore)(nil)
@@ -27,7 +28,7 @@ func (f *fakeStore) fail(ctx context.Context) error {
 }
 
 func (f *fakeStore) FindUserByToken(context.Context, [32]byte) (store.User, store.Token, error) {
-	return f.user, store.Token{}, nil
+	return f.user, store.Token{}, f.userErr
 }
 
 func (f *fakeStore) CreateDownload(ctx context.Context, _ store.NewDownload) (store.Download, bool, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -22,7 +23,7 @@ func TestBadRequests(t *testing.T) {
 	b := setup(t)
 	const downloads = "/api/v1/downloads"
 	id := uuid.Must(uuid.NewV7()).String()
-	url := func(u string) string {
+	wish := func(u string) string {
 		encoded, err := json.Marshal(map[string]string{"url": u})
 		require.NoError(t, err)
 		return string(encoded)
@@ -33,20 +34,20 @@ func TestBadRequests(t *testing.T) {
 		code    api.Code
 		says    string // part of the body
 	}{
-		"not a URL":               {request{method: "POST", path: downloads, body: url("a video of cats")}, 422, api.CodeInvalidURL, "body.url"},
-		"file URL":                {request{method: "POST", path: downloads, body: url("file:///etc/passwd")}, 422, api.CodeInvalidURL, "body.url"},
-		"option of yt-dlp":        {request{method: "POST", path: downloads, body: url("-rf")}, 422, api.CodeInvalidURL, "body.url"},
-		"long option":             {request{method: "POST", path: downloads, body: url("--exec=reboot")}, 422, api.CodeInvalidURL, "body.url"},
-		"relative URL":            {request{method: "POST", path: downloads, body: url("/watch/42")}, 422, api.CodeInvalidURL, "body.url"},
-		"URL without a host":      {request{method: "POST", path: downloads, body: url("http:///x")}, 422, api.CodeInvalidURL, "body.url"},
-		"script URL":              {request{method: "POST", path: downloads, body: url("javascript:alert(1)")}, 422, api.CodeInvalidURL, "body.url"},
-		"data URL":                {request{method: "POST", path: downloads, body: url("data:text/html,x")}, 422, api.CodeInvalidURL, "body.url"},
-		"search of yt-dlp":        {request{method: "POST", path: downloads, body: url("ytsearch10:cats")}, 422, api.CodeInvalidURL, "body.url"},
-		"URL with a line break":   {request{method: "POST", path: downloads, body: url("http://example.org/\nx")}, 422, api.CodeInvalidURL, "body.url"},
-		"URL with NUL":            {request{method: "POST", path: downloads, body: url("http://example.org/\x00")}, 422, api.CodeInvalidURL, "body.url"},
-		"URL of spaces":           {request{method: "POST", path: downloads, body: url("   ")}, 422, api.CodeInvalidURL, "body.url"},
-		"empty URL":               {request{method: "POST", path: downloads, body: url("")}, 422, api.CodeValidationFailed, "body.url"},
-		"endless URL":             {request{method: "POST", path: downloads, body: url("https://example.org/" + strings.Repeat("x", 9000))}, 422, api.CodeValidationFailed, "body.url"},
+		"not a URL":               {request{method: "POST", path: downloads, body: wish("a video of cats")}, 422, api.CodeInvalidURL, "body.url"},
+		"file URL":                {request{method: "POST", path: downloads, body: wish("file:///etc/passwd")}, 422, api.CodeInvalidURL, "body.url"},
+		"option of yt-dlp":        {request{method: "POST", path: downloads, body: wish("-rf")}, 422, api.CodeInvalidURL, "body.url"},
+		"long option":             {request{method: "POST", path: downloads, body: wish("--exec=reboot")}, 422, api.CodeInvalidURL, "body.url"},
+		"relative URL":            {request{method: "POST", path: downloads, body: wish("/watch/42")}, 422, api.CodeInvalidURL, "body.url"},
+		"URL without a host":      {request{method: "POST", path: downloads, body: wish("http:///x")}, 422, api.CodeInvalidURL, "body.url"},
+		"script URL":              {request{method: "POST", path: downloads, body: wish("javascript:alert(1)")}, 422, api.CodeInvalidURL, "body.url"},
+		"data URL":                {request{method: "POST", path: downloads, body: wish("data:text/html,x")}, 422, api.CodeInvalidURL, "body.url"},
+		"search of yt-dlp":        {request{method: "POST", path: downloads, body: wish("ytsearch10:cats")}, 422, api.CodeInvalidURL, "body.url"},
+		"URL with a line break":   {request{method: "POST", path: downloads, body: wish("http://example.org/\nx")}, 422, api.CodeInvalidURL, "body.url"},
+		"URL with NUL":            {request{method: "POST", path: downloads, body: wish("http://example.org/\x00")}, 422, api.CodeInvalidURL, "body.url"},
+		"URL of spaces":           {request{method: "POST", path: downloads, body: wish("   ")}, 422, api.CodeInvalidURL, "body.url"},
+		"empty URL":               {request{method: "POST", path: downloads, body: wish("")}, 422, api.CodeValidationFailed, "body.url"},
+		"endless URL":             {request{method: "POST", path: downloads, body: wish("https://example.org/" + strings.Repeat("x", 9000))}, 422, api.CodeValidationFailed, "body.url"},
 		"no URL":                  {request{method: "POST", path: downloads, body: `{}`}, 422, api.CodeValidationFailed, "url"},
 		"URL of another type":     {request{method: "POST", path: downloads, body: `{"url":42}`}, 422, api.CodeValidationFailed, "body.url"},
 		"URL that is null":        {request{method: "POST", path: downloads, body: `{"url":null}`}, 422, api.CodeValidationFailed, "body.url"},
@@ -55,16 +56,16 @@ func TestBadRequests(t *testing.T) {
 		"a list":                  {request{method: "POST", path: downloads, body: `["https://example.org/1"]`}, 422, api.CodeValidationFailed, "body"},
 		"no JSON":                 {request{method: "POST", path: downloads, body: `url=https://example.org/1`}, 400, api.CodeInvalidBody, "body"},
 		"half of a JSON":          {request{method: "POST", path: downloads, body: `{"url":"https://exam`}, 400, api.CodeInvalidBody, "body"},
-		"two JSONs":               {request{method: "POST", path: downloads, body: url("https://example.org/1") + url("https://example.org/2")}, 400, api.CodeInvalidBody, "body"},
+		"two JSONs":               {request{method: "POST", path: downloads, body: wish("https://example.org/1") + wish("https://example.org/2")}, 400, api.CodeInvalidBody, "body"},
 		"no body":                 {request{method: "POST", path: downloads}, 400, api.CodeInvalidBody, "body"},
 		"a form":                  {request{method: "POST", path: downloads, body: "url=x", header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"text":                    {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Content-Type": "text/plain"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"JSON of another kind":    {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Content-Type": "application/vnd.api+json"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"JSON in Latin-1":         {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Content-Type": "application/json; charset=iso-8859-1"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"no content type":         {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Content-Type": ""}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"broken content type":     {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Content-Type": ";;+"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
-		"endless key":             {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Idempotency-Key": strings.Repeat("k", 256)}}, 422, api.CodeValidationFailed, "header.Idempotency-Key"},
-		"key of emoji":            {request{method: "POST", path: downloads, body: url("https://example.org/1"), header: map[string]string{"Idempotency-Key": "🔑"}}, 422, api.CodeValidationFailed, "header.Idempotency-Key"},
+		"text":                    {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Content-Type": "text/plain"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
+		"JSON of another kind":    {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Content-Type": "application/vnd.api+json"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
+		"JSON in Latin-1":         {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Content-Type": "application/json; charset=iso-8859-1"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
+		"no content type":         {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Content-Type": ""}}, 415, api.CodeUnsupportedMediaType, "application/json"},
+		"broken content type":     {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Content-Type": ";;+"}}, 415, api.CodeUnsupportedMediaType, "application/json"},
+		"endless key":             {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Idempotency-Key": strings.Repeat("k", 256)}}, 422, api.CodeValidationFailed, "header.Idempotency-Key"},
+		"key of emoji":            {request{method: "POST", path: downloads, body: wish("https://example.org/1"), header: map[string]string{"Idempotency-Key": "🔑"}}, 422, api.CodeValidationFailed, "header.Idempotency-Key"},
 		"limit of 0":              {request{method: "GET", path: downloads + "?limit=0"}, 422, api.CodeValidationFailed, "query.limit"},
 		"limit of 201":            {request{method: "GET", path: downloads + "?limit=201"}, 422, api.CodeValidationFailed, "query.limit"},
 		"limit that is no number": {request{method: "GET", path: downloads + "?limit=many"}, 422, api.CodeValidationFailed, "query.limit"},
@@ -111,7 +112,7 @@ func TestBadRequests(t *testing.T) {
 	}
 	t.Cleanup(func() { // after the subtests, which are parallel; the pool is closed later
 		var n int
-		err := b.pool.QueryRow(context.Background(), "SELECT count(*) FROM medianest.downloads").Scan(&n)
+		err := b.pool.QueryRow(context.WithoutCancel(t.Context()), "SELECT count(*) FROM medianest.downloads").Scan(&n)
 		require.NoError(t, err)
 		require.Zero(t, n)
 	})
@@ -233,8 +234,8 @@ func TestFaults(t *testing.T) {
 		level  string
 	}{
 		"something unknown": {secret, 500, api.CodeInternal, "", "ERROR"},
-		"database away":     {fmt.Errorf("load: %w: %w", store.ErrUnavailable, secret), 503, api.CodeUnavailable, "5", "ERROR"},
-		"too slow":          {fmt.Errorf("load: %w: %w", context.DeadlineExceeded, secret), 504, api.CodeTimeout, "", "ERROR"},
+		"database away":     {fmt.Errorf("load: %w: %w", store.ErrUnavailable, secret), 503, api.CodeUnavailable, "5", "WARN"},
+		"too slow":          {fmt.Errorf("load: %w: %w", context.DeadlineExceeded, secret), 504, api.CodeTimeout, "", "WARN"},
 		"refused value":     {fmt.Errorf("load: %w: %w", store.ErrInvalid, secret), 422, api.CodeValidationFailed, "", "INFO"},
 		"conflict":          {fmt.Errorf("load: %w: %w", store.ErrConflict, secret), 409, api.CodeConflict, "", "INFO"},
 		"not found":         {errors.Join(store.ErrNotFound, secret), 404, api.CodeNotFound, "", "INFO"},
@@ -252,4 +253,18 @@ func TestFaults(t *testing.T) {
 			require.Contains(t, lines[0]["err"], "password secret", "the cause is in the log")
 		})
 	}
+}
+
+// Whose token it is cannot be told while the database is away: that is no refusal of the token.
+func TestTokensWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	b := setupFake(t, &fakeStore{userErr: fmt.Errorf("find user: %w", store.ErrUnavailable)})
+	a := b.do(request{method: "GET", path: "/api/v1/downloads", token: "x"})
+	a.problem(http.StatusServiceUnavailable, api.CodeUnavailable)
+	require.Equal(t, "5", a.header.Get("Retry-After"))
+	in := b.form("/login", url.Values{"token": {"x"}}, nil)
+	require.Equal(t, http.StatusServiceUnavailable, in.status)
+	require.Contains(t, string(in.body), "The service is not available now.")
+	page := b.do(request{method: "GET", path: "/", header: map[string]string{"Cookie": "medianest_token=x", "Accept": "text/html"}})
+	require.Equal(t, http.StatusOK, page.status, "the page that says what is wrong is there")
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -54,6 +55,7 @@ func (a *API) scope(c *gin.Context) {
 	}
 	c.Request = c.Request.WithContext(context.WithValue(c.Request.Context(), scopeKey{}, s))
 	c.Header(requestIDHeader, s.id)
+	trace.SpanFromContext(c.Request.Context()).SetAttributes(attribute.String("request_id", s.id))
 
 	a.metrics.inFlight.Inc()
 	cut := a.next(c)
@@ -108,16 +110,19 @@ func clientGone(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)
 }
 
-// logRequest writes one line: refusals that are expected at info, our own faults at error, probes at debug. There is
-// no query in it, since queries may hold what is private.
+// logRequest writes one line: refusals that are expected at info, what will heal at warn, our own faults at error.
+// Probes are at debug: what they find is logged when it changes. There is no query in it, since queries may hold what
+// is private.
 func (a *API) logRequest(c *gin.Context, s *requestScope, status int, took time.Duration) {
 	ctx := c.Request.Context()
 	level := slog.LevelInfo
 	switch {
+	case a.quiet[c.FullPath()]:
+		level = slog.LevelDebug
+	case status == http.StatusServiceUnavailable, status == http.StatusGatewayTimeout:
+		level = slog.LevelWarn
 	case status >= http.StatusInternalServerError:
 		level = slog.LevelError
-	case status < http.StatusBadRequest && a.quiet[c.FullPath()]:
-		level = slog.LevelDebug
 	}
 	if !a.log.Enabled(ctx, level) {
 		return

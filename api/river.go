@@ -27,6 +27,7 @@ func (a *API) handleRiver(c *gin.Context) {
 		a.writeProblem(c, problemOf(c.Request.Context(), err))
 		return
 	}
+	boundBody(c, maxBodyBytes)
 	c.Header("Content-Security-Policy", policyRiver)
 	// River UI's own caching: its files have hashed names.
 	c.Writer.Header().Del("Cache-Control")

@@ -80,9 +80,13 @@ func (a *API) secure(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("Content-Security-Policy", policyNothing)
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
+	// Not no-referrer: with that, browsers post our own forms with Origin: null, which is another site's too. Over plain
+	// http, as in many homes, they send no Sec-Fetch-Site that would tell the difference.
+	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Frame-Options", "DENY") // for browsers that do not know frame-ancestors
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	if a.isSecure(c.Request) { // browsers ignore it otherwise, and say so in the console
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	}
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")
 	h.Set("Cache-Control", "no-store")

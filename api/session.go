@@ -35,7 +35,7 @@ func (a *API) handleLogin(c *gin.Context) {
 		a.writeProblem(c, newProblem(CodeCrossSite, "").because(err))
 		return
 	}
-	c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, maxFormBytes)
+	boundBody(c, maxFormBytes)
 	if err := c.Request.ParseForm(); err != nil {
 		a.writeProblem(c, newProblem(CodeInvalidBody, "The form could not be read.").because(err))
 		return
