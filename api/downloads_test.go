@@ -49,6 +49,17 @@ func TestCreateDownloadAgain(t *testing.T) {
 	require.Equal(t, first.JobID, other.JobID)
 }
 
+func TestProblemDocument(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	a := b.do(request{
+		method: "POST", path: "/api/v1/downloads", token: b.anna.token, body: `{"url":"","usr":1}`,
+		header: map[string]string{"X-Request-ID": "r-1"},
+	})
+	a.problem(http.StatusUnprocessableEntity, api.CodeValidationFailed)
+	b.golden("problem.json", a.body)
+}
+
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -64,11 +64,11 @@ func TestHealthIsAskedSeldom(t *testing.T) {
 		require.Empty(t, b.lines("dependency changed"), "well from the start")
 		for range 3 {
 			state = api.HealthDown
-			time.Sleep(time.Second) // of the test's own clock
+			<-time.After(time.Second) // of the test's own clock
 			require.Equal(t, http.StatusServiceUnavailable, b.do(request{method: "GET", path: "/readyz"}).status)
 		}
 		state = api.HealthOK
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		require.Equal(t, http.StatusOK, b.do(request{method: "GET", path: "/readyz"}).status)
 		changes := b.lines("dependency changed")
 		require.Len(t, changes, 2)
