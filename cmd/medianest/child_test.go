@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -285,6 +284,13 @@ func awaitState(t *testing.T, c *client.ClientWithResponses, d client.Download, 
 	return last
 }
 
+func cancelDownload(t *testing.T, c *client.ClientWithResponses, d client.Download) {
+	t.Helper()
+	answer, err := c.CancelDownloadWithResponse(t.Context(), d.ID)
+	require.NoError(t, err)
+	require.NoError(t, client.Fault(answer))
+}
+
 // processesBelow lists the live processes, of any depth, whose environment or arguments name dir.
 func processesBelow(t *testing.T, dir string) []string {
 	t.Helper()
@@ -303,5 +309,3 @@ func processesBelow(t *testing.T, dir string) []string {
 	}
 	return found
 }
-
-var _ io.Writer = (*output)(nil)

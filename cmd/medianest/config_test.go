@@ -171,6 +171,15 @@ func TestConfigCommand(t *testing.T) {
 	}
 }
 
+// The table in the documentation is what the program says of itself.
+func TestSettingsAreDocumented(t *testing.T) {
+	t.Parallel()
+	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	require.NoError(t, err)
+	_, table, _ := invoke(t, nil, "config", "-markdown")
+	require.Contains(t, string(document), table, "put the output of `medianest config -markdown` into docs/operations.md")
+}
+
 func TestHelpAndUsage(t *testing.T) {
 	t.Parallel()
 	code, stdout, stderr := invoke(t, nil, "help")

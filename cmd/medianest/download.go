@@ -143,10 +143,12 @@ func (s *downloadSession) run(ctx context.Context, urls []string, key string, de
 	if err != nil {
 		return err
 	}
-	if !detach {
-		if err := s.follow(ctx, f, interrupted); err != nil {
-			return err
+	if detach {
+		for _, root := range f.tracker.roots {
+			s.view.accepted(root)
 		}
+	} else if err := s.follow(ctx, f, interrupted); err != nil {
+		return err
 	}
 	c := f.tracker.count()
 	c.Failed += refused

@@ -24,7 +24,7 @@ type remotePlatform interface {
 // listener is called from one goroutine.
 type listener struct {
 	connected func()
-	lost      func(error)
+	lost      func()
 	event     func(streamEvent)
 }
 
@@ -34,6 +34,8 @@ const (
 	drawEvery = 100 * time.Millisecond
 	// pollEvery is how often the truth is asked for regardless of the stream, which may be cut off without a sign.
 	pollEvery = 10 * time.Second
+	// outageTold is how long the stream must be away to be worth a line.
+	outageTold = 2 * time.Second
 )
 
 // follower drives a view from a platform until all downloads have ended. Everything but the calls to the platform
@@ -47,8 +49,9 @@ type follower struct {
 	wanted   []string      // ids to ask the platform about
 	asking   bool          // a question is under way
 	ask      chan []string // to the asker
-	offline  bool
-	failure  error // ends run
+	lostAt   time.Time     // zero: the stream stands
+	told     bool          // that it does not
+	failure  error         // ends run
 	interval time.Duration
 }
 
@@ -89,6 +92,7 @@ func (f *follower) run(ctx context.Context, interrupted <-chan struct{}) (done b
 		case do := <-f.inbox:
 			do()
 		case <-draw.C:
+			f.tellOutage()
 			f.view.draw(f.tracker)
 		case <-poll.C:
 			f.refetch(f.tracker.unfinished()...)
@@ -108,7 +112,7 @@ func (f *follower) later(ctx context.Context, do func()) {
 func (f *follower) listen(ctx context.Context) {
 	err := f.platform.events(ctx, listener{
 		connected: func() { f.later(ctx, f.connected) },
-		lost:      func(err error) { f.later(ctx, func() { f.lost(err) }) },
+		lost:      func() { f.later(ctx, f.lost) },
 		event:     func(e streamEvent) { f.later(ctx, func() { f.hear(e) }) },
 	})
 	if err != nil && ctx.Err() == nil {
@@ -118,17 +122,24 @@ func (f *follower) listen(ctx context.Context) {
 
 // connected asks for everything: what happened before the stream stood was not heard.
 func (f *follower) connected() {
-	if f.offline {
-		f.offline = false
+	if f.told {
 		f.view.note("connected again")
 	}
+	f.lostAt, f.told = time.Time{}, false
 	f.refetch(f.tracker.unfinished()...)
 }
 
-func (f *follower) lost(err error) {
-	if !f.offline {
-		f.offline = true
-		f.view.note("lost the connection to the platform, trying again: " + err.Error())
+func (f *follower) lost() {
+	if f.lostAt.IsZero() {
+		f.lostAt = time.Now()
+	}
+}
+
+// tellOutage says that the platform is away, once that has lasted a moment: streams end and begin anew now and then.
+func (f *follower) tellOutage() {
+	if !f.lostAt.IsZero() && !f.told && time.Since(f.lostAt) >= outageTold {
+		f.told = true
+		f.view.note("lost the connection to the platform, trying again; the downloads are not affected by that")
 	}
 }
 

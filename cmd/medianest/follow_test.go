@@ -5,13 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
-
-	"os"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -201,6 +202,28 @@ func TestDownloadAsksForTheTruthAfterReset(t *testing.T) {
 	f.mu.Unlock()
 	f.emit(streamEvent{Type: eventReset})
 	require.NoError(t, <-r.result)
+}
+
+// A stream that is back at once is no news; one that stays away is told, once, and its return.
+func TestDownloadTellsOfAnOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakePlatform()
+		r := startDownload(t, f, false, "https://example.org/1")
+		<-f.listening
+		f.listeners[0].lost()
+		<-time.After(outageTold / 2)
+		f.listeners[0].connected()
+		f.listeners[0].lost()
+		<-time.After(outageTold / 2)
+		f.listeners[0].lost()
+		<-time.After(2 * outageTold)
+		f.listeners[0].connected()
+		f.set("1", func(d *remoteDownload) { d.State = stateCompleted })
+		require.NoError(t, <-r.result)
+		require.Equal(t, 1, strings.Count(r.out.String(), "lost the connection"))
+		require.Equal(t, 1, strings.Count(r.out.String(), "connected again"))
+	})
 }
 
 func TestDownloadGoesOnWithTheOthersWhenOneIsRefused(t *testing.T) {

@@ -156,7 +156,7 @@ func (p *apiPlatform) events(ctx context.Context, l listener) error {
 	options := client.EventsOptions{
 		Topics:      []string{client.EventDownloadState, client.EventJobProgress},
 		OnConnected: l.connected,
-		OnLost:      func(err error) { l.lost(p.explain(err)) },
+		OnLost:      func(error) { l.lost() }, // it is said in words
 	}
 	if len(p.wanted) <= maxFilter {
 		options.DownloadIDs = p.wanted

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -18,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"medianest/api/client"
+	"medianest/store/storetest"
 )
 
 // The whole platform from nothing: it starts, takes a URL, shows every step on the event stream, leaves a whole file,
@@ -61,6 +64,54 @@ func TestUp(t *testing.T) {
 		require.Contains(t, get(t, "http://127.0.0.1:"+port+"/metrics"), `medianest_jobs_total{kind="download",outcome="completed",reason=""} 1`)
 	})
 
+	t.Run("DownloadCommand", func(t *testing.T) { //nolint:paralleltest // the same
+		ok := up.download(siteURL + "/gallery")
+		require.Equal(t, exitOK, ok.exit(), ok.stderr)
+		require.Equal(t, 6, strings.Count(ok.stdout.String(), "completed  "), "five films and the page:\n%s", ok.stdout)
+		require.Contains(t, ok.stdout.String(), "5 completed\n")
+		require.Empty(t, ok.stderr.String())
+
+		bad := up.download("--json", siteURL+"/404", siteURL+"/items/1.mp4", "file:///etc/passwd", "--", "-rf")
+		require.Equal(t, exitFailure, bad.exit())
+		require.Contains(t, bad.stdout.String(), `"failure":{"reason":"not_found"`)
+		require.Contains(t, bad.stdout.String(), `"state":"completed"`)
+		require.Contains(t, bad.stderr.String(), "file:///etc/passwd: ")
+		require.Contains(t, bad.stderr.String(), "-rf: ")
+		require.True(t, strings.HasSuffix(bad.stdout.String(), `{"event":"summary","completed":1,"failed":3,"cancelled":0,"running":0}`+"\n"), bad.stdout)
+		for line := range strings.Lines(bad.stdout.String()) {
+			require.True(t, json.Valid([]byte(line)), line)
+		}
+
+		detached := up.download("--detach", "--idempotency-key", "k", siteURL+"/items/2.mp4")
+		require.Equal(t, exitOK, detached.exit())
+		require.Contains(t, detached.stdout.String(), "accepted as ")
+		interrupted := up.download(siteURL + "/slow.mp4?rate=10000")
+		interrupted.await(interrupted.stdout, "running    ")
+		interrupted.signal(syscall.SIGINT)
+		require.Equal(t, exitInterrupted, interrupted.exit())
+		require.Contains(t, interrupted.stderr.String(), "1 download goes on")
+		slow := ask(t, c, siteURL+"/slow.mp4?rate=10000") // the same one
+		require.Equal(t, stateRunning, string(slow.State))
+		cancelDownload(t, c, slow)
+	})
+	t.Run("DownloadCommandSaysWhatIsWrong", func(t *testing.T) { //nolint:paralleltest // the same
+		for name, test := range map[string]struct{ server, token, want string }{
+			"NobodyThere": {"http://127.0.0.1:1", "x", "no platform answers at http://127.0.0.1:1"},
+			"WrongToken":  {up.url, "x", "does not accept the token from MEDIANEST_TOKEN"},
+			"NotUs":       {siteURL, "x", "is not MediaNest"},
+		} {
+			code, _, stderr := invoke(t, []string{"MEDIANEST_SERVER=" + test.server, "MEDIANEST_TOKEN=" + test.token}, "download", siteURL)
+			require.Equal(t, exitFailure, code, name)
+			require.Contains(t, stderr, test.want, name)
+		}
+	})
+	t.Run("RiverUIForAdmins", func(t *testing.T) { //nolint:paralleltest // the same
+		require.Contains(t, get(t, up.url+"/river/api/jobs?limit=1", "Authorization", "Bearer "+h.token(t)), `"kind":"download"`)
+		require.Contains(t, get(t, up.url+"/river/api/states", "Authorization", "Bearer "+h.token(t)), `"completed"`)
+		require.Contains(t, get(t, up.url+"/river/api/jobs"), "unauthenticated")
+	})
+
+	t.Logf("resident memory after all that: %d KiB", residentKiB(t, up.command.Process.Pid))
 	up.stop()
 	require.NotContains(t, up.stdout.String()+up.stderr.String(), h.token(t))
 	require.Empty(t, processesBelow(t, h.dir), "nothing is left running")
@@ -75,8 +126,8 @@ func TestUp(t *testing.T) {
 	c = again.client()
 	answer, err := c.ListDownloadsWithResponse(t.Context(), &client.ListDownloadsParams{})
 	require.NoError(t, err)
-	require.Len(t, answer.JSON200.Items, 1)
-	require.Equal(t, d.ID, answer.JSON200.Items[0].ID)
+	items := answer.JSON200.Items
+	require.Equal(t, d.ID, items[len(items)-1].ID, "newest first")
 
 	// Killed in the middle of a download, it takes it up again at the next start.
 	running := ask(t, c, siteURL+"/slow.mp4?rate=20000")
@@ -91,6 +142,7 @@ func TestUp(t *testing.T) {
 		return strings.Contains(third.stderr.String(), "job_id="+*running.JobID+" kind=download queue=download attempt=2")
 	},
 		patience, 20*time.Millisecond, "the download that was cut off runs again")
+	cancelDownload(t, c, running)
 	d = awaitState(t, c, ask(t, c, siteURL+"/items/1.mp4"), stateCompleted)
 	want, err = site.SHA256("item-1.mp4")
 	require.NoError(t, err)
@@ -106,7 +158,7 @@ func TestUpSurvivesItsPostgres(t *testing.T) {
 	h := newHome(t)
 	up := startUp(t, h, allow)
 	c := up.client()
-	running := ask(t, c, siteURL+"/slow.mp4?rate=60000")
+	running := ask(t, c, siteURL+"/slow.mp4?rate=120000")
 	awaitState(t, c, running, stateRunning)
 
 	content, err := os.ReadFile(filepath.Join(h.data(), "postgres", "postmaster.pid"))
@@ -120,6 +172,25 @@ func TestUpSurvivesItsPostgres(t *testing.T) {
 	awaitState(t, c, running, stateCompleted)
 	awaitState(t, c, ask(t, c, siteURL+"/items/2.mp4"), stateCompleted)
 	up.stop()
+}
+
+// Behind a reverse proxy that shares its host, everything is below one path; without an admin listener the probe asks
+// the API. Here the database is somebody's server, which starts empty.
+func TestUpBelowABasePath(t *testing.T) {
+	t.Parallel()
+	takeTurn(t)
+	up := startUp(t, newHome(t), "MEDIANEST_BASE_PATH=/media", "MEDIANEST_ADMIN_LISTEN=off", "MEDIANEST_DATABASE_URL="+storetest.EmptyDB(t))
+	require.True(t, strings.HasSuffix(up.url, "/media"), up.url)
+	code, _, stderr := invoke(t, []string{"MEDIANEST_ADMIN_LISTEN=off", "MEDIANEST_BASE_PATH=/media", "MEDIANEST_LISTEN=" + strings.TrimSuffix(strings.TrimPrefix(up.url, "http://"), "/media")}, "healthcheck")
+	require.Zero(t, code, stderr)
+	answer, err := up.client().ListDownloadsWithResponse(t.Context(), &client.ListDownloadsParams{})
+	require.NoError(t, err)
+	require.Empty(t, answer.JSON200.Items)
+	require.Contains(t, get(t, up.url+"/river/api/jobs?limit=1", "Authorization", "Bearer "+up.home.token(t)), `"data"`)
+	up.stop()
+	code, _, stderr = invoke(t, []string{"MEDIANEST_ADMIN_LISTEN=127.0.0.1:1"}, "healthcheck")
+	require.Equal(t, exitFailure, code)
+	require.Contains(t, stderr, "not answering")
 }
 
 // A start that cannot succeed says why, names the setting, and leaves nothing behind.
@@ -163,25 +234,21 @@ func requireFile(t *testing.T, h home, d client.Download, sum string) {
 	require.EqualValues(t, len(content), d.Files[0].SizeBytes)
 }
 
-func get(t *testing.T, url string) string {
+// get returns what is at a URL, whatever the status; header is a name and a value.
+func get(t *testing.T, url string, header ...string) string {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	require.NoError(t, err)
+	if len(header) == 2 {
+		request.Header.Set(header[0], header[1])
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(request)
 	require.NoError(t, err)
 	defer response.Body.Close() //nolint:errcheck // read only
-	var b strings.Builder
-	_, err = response.Body.Read(nil)
+	content, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
-	buffer := make([]byte, 32<<10)
-	for {
-		n, err := response.Body.Read(buffer)
-		b.Write(buffer[:n])
-		if err != nil {
-			return b.String()
-		}
-	}
+	return string(content)
 }
 
 func residentKiB(t *testing.T, pid int) int {

@@ -13,6 +13,8 @@ type view interface {
 	// stateChanged is called once for every state an item is seen in.
 	stateChanged(i *item)
 	progressed(i *item)
+	// accepted is the last that is shown of a download that is not followed.
+	accepted(i *item)
 	// note tells a person something that is not about one download.
 	note(text string)
 	// draw is called a few times a second.
@@ -42,6 +44,9 @@ func endText(i *item) string {
 		return title
 	}
 }
+
+// acceptedText names a download for whoever looks for it later.
+func acceptedText(i *item) string { return "accepted as " + i.ID + ": " + printable(i.URL) }
 
 func failureText(f *remoteFailure) string {
 	switch {
@@ -104,6 +109,8 @@ func (v *plainView) progressed(i *item) {
 	v.line(fmt.Sprintf("%d %%", step*plainStep), printable(i.label())+"  "+progressText(*i.Progress))
 }
 
+func (v *plainView) accepted(i *item) { fmt.Fprintln(v.w, acceptedText(i)) }
+
 func (v *plainView) line(what, text string) { fmt.Fprintf(v.w, "%-10s %s\n", what, text) }
 func (v *plainView) note(text string)       { fmt.Fprintln(v.w, text) }
 func (v *plainView) draw(*tracker)          {}
@@ -135,6 +142,7 @@ func (v *jsonView) write(event string, i *item) {
 
 func (v *jsonView) stateChanged(i *item) { v.write("state", i) }
 func (v *jsonView) progressed(i *item)   { v.write("progress", i) }
+func (v *jsonView) accepted(*item)       {}
 func (v *jsonView) note(text string)     { fmt.Fprintln(v.stderr, text) }
 func (v *jsonView) draw(*tracker)        {}
 func (v *jsonView) clear()               {}
@@ -187,6 +195,8 @@ func (v *liveView) stateChanged(i *item) {
 }
 
 func (v *liveView) progressed(*item) {}
+
+func (v *liveView) accepted(i *item) { v.note(acceptedText(i)) }
 
 // note puts a line above the bars, with the next picture.
 func (v *liveView) note(text string) { v.above.WriteString(text + "\n") }

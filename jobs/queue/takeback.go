@@ -10,7 +10,8 @@ import (
 )
 
 // takeBackSQL ends the attempts of a dead client as River's rescuer would, hours later: each is a failed attempt, tried
-// again at once; the last one ends the job, and so does a cancel that was asked for.
+// again at once, from the job's old place in the queue; the last one ends the job, and so does a cancel that was asked
+// for.
 const takeBackSQL = `
 	UPDATE river.river_job
 	SET state = CASE
@@ -19,7 +20,6 @@ const takeBackSQL = `
 			ELSE 'available'
 		END::river.river_job_state,
 		finalized_at = CASE WHEN metadata ? 'cancel_attempted_at' OR attempt >= max_attempts THEN now() END,
-		scheduled_at = now(),
 		errors = array_append(errors, jsonb_build_object('at', now(), 'attempt', attempt, 'error', 'The worker died.', 'trace', '')),
 		metadata = metadata || CASE
 			WHEN attempt >= max_attempts THEN jsonb_build_object('reason', $2::text, 'reason_attempt', attempt::text)
