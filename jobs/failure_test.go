@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -25,7 +27,7 @@ func hurry(deps *jobs.Deps, _ *queue.Options, _ *ytdlp.Options) { deps.RetryScal
 func TestFailuresEndAsTheirReasonsSay(t *testing.T) {
 	t.Parallel()
 
-	for _, c := range []struct {
+	cases := []struct {
 		name   string
 		err    error
 		state  string // of the job
@@ -41,21 +43,26 @@ func TestFailuresEndAsTheirReasonsSay(t *testing.T) {
 		{"OurOwnFault", errors.New("a secret"), "discarded", "internal", reason.Internal.Sentence(), 8, 8},
 		{"NoSpace", fmt.Errorf("write: %w", syscall.ENOSPC), "scheduled", "disk_full", "", 1, 0},
 		{"NotYet", &reason.Error{Reason: reason.Upcoming, RetryAt: time.Now().Add(time.Hour)}, "scheduled", "upcoming", "", 1, 0},
-	} {
+	}
+	attempts := make([]atomic.Int64, len(cases))
+	f := newFake(t)
+	f.fetch = func(_ context.Context, req ytdlp.FetchRequest) error {
+		n, err := strconv.Atoi(req.URL[strings.LastIndex(req.URL, "=")+1:])
+		require.NoError(t, err)
+		attempts[n].Add(1)
+		return cases[n].err
+	}
+	b := setup(t, with(f), hurry)
+	anna := b.user(t, "anna")
+	t.Cleanup(func() { b.requireLibrary(t) })
+	for n, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			f := newFake(t)
-			var attempts atomic.Int64
-			f.fetch = func(context.Context, ytdlp.FetchRequest) error {
-				attempts.Add(1)
-				return c.err
-			}
-			b := setup(t, with(f), hurry)
-			d := b.wish(t, b.user(t, "anna"), "/plain.mp4")
+			d := b.wish(t, anna, fmt.Sprintf("/plain.mp4?case=%d", n))
 			require.Eventually(t, func() bool { return b.job(t, d.JobID).State == c.state }, patience, 10*time.Millisecond)
 
 			job := b.job(t, d.JobID)
-			require.EqualValues(t, c.attempts, attempts.Load())
+			require.EqualValues(t, c.attempts, attempts[n].Load())
 			require.Equal(t, c.spent, job.Attempt)
 			for _, e := range job.Errors {
 				require.NotContains(t, e.Error, "secret")
@@ -64,7 +71,6 @@ func TestFailuresEndAsTheirReasonsSay(t *testing.T) {
 			for _, r := range b.reasons(t, d.JobID) {
 				require.Equal(t, c.reason, r)
 			}
-			b.requireLibrary(t)
 			if c.state == "scheduled" {
 				b.waitState(t, d.ID, store.StateQueued)
 				return
