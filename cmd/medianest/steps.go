@@ -220,9 +220,15 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 	return nil
 }
 
+// streamsPerUser bounds the event streams that one user has open at one replica: a household's browsers and scripts,
+// with room, and far below what a process has file descriptors for.
+const streamsPerUser = 256
+
 // startHub starts what follows the outbox for the readers of the event stream.
 func (a *assembly) startHub(context.Context) error {
-	a.hub = stream.New(stream.Options{Source: a.apiStore, Progress: a.progress, Logger: a.log, Registerer: a.telemetry.registry})
+	a.hub = stream.New(stream.Options{
+		Source: a.apiStore, Progress: a.progress, Logger: a.log, Registerer: a.telemetry.registry, MaxPerUser: streamsPerUser,
+	})
 	drained := make(chan struct{})
 	a.drainHub = sync.OnceFunc(func() { close(drained) })
 	a.life.start(unit{name: "event stream", run: func(ctx context.Context) error {

@@ -40,7 +40,9 @@ func (s *toolState) get(context.Context) error {
 
 // askTool runs a program and returns the first line that it prints.
 func askTool(ctx context.Context, path, flag string) (string, error) {
-	out, err := exec.CommandContext(ctx, path, flag).Output()
+	command := exec.CommandContext(ctx, path, flag)
+	command.Env = []string{} // it needs none of ours, which holds secrets
+	out, err := command.Output()
 	if err != nil {
 		return "", fmt.Errorf("run %s %s: %w", path, flag, err)
 	}

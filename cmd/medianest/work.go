@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -138,6 +139,17 @@ func (a *assembly) ownAddresses(ctx context.Context) []netip.AddrPort {
 			own = append(own, address)
 		}
 	}
+	if !a.serves() {
+		// An API replica on this machine listens where this setting says, here or by default.
+		for _, address := range []string{a.config.Listen, a.config.AdminListen} {
+			if strings.HasPrefix(address, ":") {
+				address = netip.IPv4Unspecified().String() + address // every address of this machine
+			}
+			if found, err := netip.ParseAddrPort(address); err == nil && found.Port() != 0 {
+				own = append(own, found)
+			}
+		}
+	}
 	for _, hostPort := range a.services() {
 		own = append(own, resolve(ctx, hostPort)...)
 	}
@@ -153,16 +165,42 @@ func (a *assembly) services() []string {
 			services = append(services, net.JoinHostPort(f.Host, fmt.Sprint(f.Port)))
 		}
 	}
-	for _, s := range []struct{ url, port string }{{a.config.RedisURL.reveal(), "6379"}, {a.config.OTLPEndpoint, "4318"}} {
-		if u, err := url.Parse(s.url); err == nil && u.Hostname() != "" {
-			port := u.Port()
-			if port == "" {
-				port = s.port
-			}
-			services = append(services, net.JoinHostPort(u.Hostname(), port))
-		}
+	for _, s := range []struct{ url, port string }{
+		{a.config.RedisURL.reveal(), "6379"}, {a.config.OTLPEndpoint, "4318"}, {a.config.PublicURL, ""},
+	} {
+		services = append(services, hostsOf(s.url, s.port)...)
 	}
 	return services
+}
+
+// hostsOf are the host:port pairs of a URL that may name several hosts, as those of Redis' Sentinels and Clusters do:
+// separated by commas, or as addr in the query. A host without a port has the one given, or the scheme's.
+func hostsOf(rawURL, port string) []string {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	if !ok {
+		return nil
+	}
+	if port == "" {
+		port = scheme
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	authority, _, _ := strings.Cut(rest, "/")
+	authority = authority[strings.LastIndexByte(authority, '@')+1:]
+	hosts := strings.Split(authority, ",")
+	if values, err := url.ParseQuery(query); err == nil {
+		hosts = append(hosts, values["addr"]...)
+	}
+	var found []string
+	for _, host := range hosts {
+		if host == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(host); err != nil {
+			host = net.JoinHostPort(strings.Trim(host, "[]"), port)
+		}
+		found = append(found, host)
+	}
+	return found
 }
 
 // resolveTimeout bounds the look-up of one service: what cannot be found now is private in most networks, and refused

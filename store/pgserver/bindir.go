@@ -112,7 +112,9 @@ func hasPrograms(dir string) bool {
 
 // serverMajor asks the server program in dir for its major version.
 func serverMajor(dir string) (int, error) {
-	out, err := exec.Command(filepath.Join(dir, "postgres"), "--version").Output()
+	command := exec.Command(filepath.Join(dir, "postgres"), "--version")
+	command.Env = []string{} // it needs none of ours, which may hold secrets
+	out, err := command.Output()
 	if err != nil {
 		return 0, fmt.Errorf("ask %s/postgres for its version: %w", dir, err)
 	}
