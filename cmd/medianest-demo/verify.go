@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,9 +23,13 @@ type film struct {
 	seconds   float64
 }
 
-// verify looks at every file of the library with ffprobe. A file too few, or one that cannot be played, is an error.
+// verify plays every file of the library to its end. A file too few, or one that cannot be played, is an error.
 func (d *demo) verify(ctx context.Context) ([]film, error) {
 	ffprobe, err := tool("ffprobe")
+	if err != nil {
+		return nil, err
+	}
+	ffmpeg, err := tool("ffmpeg")
 	if err != nil {
 		return nil, err
 	}
@@ -40,6 +45,9 @@ func (d *demo) verify(ctx context.Context) ([]film, error) {
 		}
 		f, err := probe(ctx, ffprobe, path)
 		if err != nil {
+			return err
+		}
+		if err := play(ctx, ffmpeg, path); err != nil {
 			return err
 		}
 		if f.path, err = filepath.Rel(d.media(), path); err != nil {
@@ -85,6 +93,15 @@ func probe(ctx context.Context, ffprobe, path string) (film, error) {
 		return film{}, fmt.Errorf("ffprobe %s: %w", path, err)
 	}
 	return film{sizeBytes: size, seconds: seconds}, nil
+}
+
+// play decodes a file. What ffmpeg has to complain about, such as an end that is missing, is an error.
+func play(ctx context.Context, ffmpeg, path string) error {
+	said, err := exec.CommandContext(ctx, ffmpeg, "-nostdin", "-v", "error", "-i", path, "-f", "null", "-").CombinedOutput()
+	if err != nil || len(said) > 0 {
+		return fmt.Errorf("%s cannot be played to its end: %s", path, bytes.TrimSpace(said))
+	}
+	return nil
 }
 
 // printTree prints films folder by folder. They are sorted by path.
