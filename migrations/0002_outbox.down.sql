@@ -7,7 +7,7 @@ DROP FUNCTION medianest.on_download_insert();
 DROP FUNCTION medianest.on_job_delete() CASCADE;
 DROP FUNCTION medianest.on_job_update() CASCADE;
 DROP FUNCTION medianest.on_job_insert() CASCADE;
-DROP FUNCTION medianest.events_after(bigint, bigint, bigint, integer, uuid);
+DROP FUNCTION medianest.events_after(text, bigint, bigint, bigint, integer, uuid);
 DROP FUNCTION medianest.advance_tick();
 DROP FUNCTION medianest.stream_head();
 DROP FUNCTION medianest.stream_epoch();

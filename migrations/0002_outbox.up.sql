@@ -118,8 +118,10 @@ $$;
 
 -- events_after returns up to max_rows events of the ticks [after_tick, to_tick], without those of after_tick up to
 -- after_id, in stream order (tick, id). With for_user, only those that concern the user. Error MN001 says that the events
--- after that point are not all there any more.
-CREATE FUNCTION medianest.events_after(after_tick bigint, after_id bigint, to_tick bigint, max_rows integer, for_user uuid)
+-- after that point are not all there any more, or that the ticks are of another epoch by now.
+CREATE FUNCTION medianest.events_after(
+    in_epoch text, after_tick bigint, after_id bigint, to_tick bigint, max_rows integer, for_user uuid
+)
 RETURNS TABLE (
     tick bigint, id bigint, at timestamptz, topic text, state text, previous_state text, job_id bigint, kind text, queue text,
     attempt integer, reason text, user_id uuid, download_id uuid, parent_id uuid
@@ -133,9 +135,11 @@ DECLARE
     left_over integer := max_rows;
     got integer;
 BEGIN
-    SELECT k.snapshot INTO prev FROM medianest.tick k WHERE k.id = after_tick - 1;
+    SELECT k.snapshot INTO prev
+    FROM medianest.tick k, medianest.epoch e
+    WHERE k.id = after_tick - 1 AND e.singleton AND e.history = in_epoch;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'tick % is not there', after_tick - 1 USING ERRCODE = 'MN001';
+        RAISE EXCEPTION 'tick % of epoch % is not there', after_tick - 1, in_epoch USING ERRCODE = 'MN001';
     END IF;
     FOR t IN SELECT k.* FROM medianest.tick k WHERE k.id BETWEEN after_tick AND to_tick ORDER BY k.id LOOP
         RETURN QUERY

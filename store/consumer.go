@@ -161,7 +161,7 @@ func (r *round) takeEvents(ctx context.Context, c *consumer, head Head, limit in
 	if c.cursor() == head.End() {
 		return 0, nil
 	}
-	events, err := queryEvents(ctx, r.tx, EventQuery{After: c.cursor(), ToTick: head.Newest, Limit: limit})
+	events, err := queryEvents(ctx, r.tx, EventQuery{Epoch: head.Epoch, After: c.cursor(), ToTick: head.Newest, Limit: limit})
 	if err != nil {
 		return 0, fmt.Errorf("read events: %w", err)
 	}

@@ -116,6 +116,7 @@ func queryHead(ctx context.Context, db rowQuerier) (Head, error) {
 
 // EventQuery says which events to read.
 type EventQuery struct {
+	Epoch  string // the cursor's
 	After  Cursor
 	ToTick int64 // the last tick to read
 	Limit  int   // how many events at most; at least 1
@@ -125,7 +126,8 @@ type EventQuery struct {
 }
 
 // EventsAfter reads events in stream order, with their viewers. Fewer than the limit are all up to the end of ToTick;
-// otherwise the cursor of the last one is where to go on. ErrCursorExpired if part of what was asked for is gone.
+// otherwise the cursor of the last one is where to go on. ErrCursorExpired if part of what was asked for is gone, or the
+// epoch has ended.
 func (s *Store) EventsAfter(ctx context.Context, q EventQuery) ([]Event, error) {
 	events, err := queryEvents(ctx, s.pool, q)
 	if err != nil {
@@ -158,9 +160,9 @@ func queryEvents(ctx context.Context, db rowQuerier, q EventQuery) ([]Event, err
 	rows, err := db.Query(ctx, `
 		SELECT e.tick, e.id, e.at, e.topic, e.state, e.previous_state, coalesce(e.job_id, 0), coalesce(e.kind, ''),
 			coalesce(e.queue, ''), coalesce(e.attempt, 0), coalesce(e.reason, ''), e.user_id, e.download_id, e.parent_id
-		FROM medianest.events_after(@tick, @id, @to_tick, @max_rows, @for_user) AS e`,
+		FROM medianest.events_after(@epoch, @tick, @id, @to_tick, @max_rows, @for_user) AS e`,
 		pgx.StrictNamedArgs{
-			"tick": q.After.Tick, "id": q.After.ID, "to_tick": q.ToTick, "max_rows": q.Limit, "for_user": q.UserID,
+			"epoch": q.Epoch, "tick": q.After.Tick, "id": q.After.ID, "to_tick": q.ToTick, "max_rows": q.Limit, "for_user": q.UserID,
 		})
 	if err != nil {
 		return nil, expired(err)

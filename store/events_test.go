@@ -32,6 +32,9 @@ func (b *bundle) events(q store.EventQuery) []store.Event {
 	if q.Limit == 0 {
 		q.Limit = 100_000
 	}
+	if q.Epoch == "" {
+		q.Epoch = b.head().Epoch
+	}
 	events, err := b.api.EventsAfter(b.t.Context(), q)
 	require.NoError(b.t, err)
 	return events
@@ -155,7 +158,9 @@ func TestCursorsOutsideOfWhatThereIs(t *testing.T) {
 	require.ErrorIs(t, h.Check(store.Cursor{Tick: h.Newest + 1, ID: 1}), store.ErrInvalid)
 	require.ErrorIs(t, h.Check(store.Cursor{Tick: h.Newest + 2}), store.ErrInvalid)
 
-	_, err := b.api.EventsAfter(t.Context(), store.EventQuery{After: store.Cursor{Tick: h.Oldest}, ToTick: h.Newest, Limit: 10})
+	_, err := b.api.EventsAfter(t.Context(), store.EventQuery{Epoch: h.Epoch, After: store.Cursor{Tick: h.Oldest}, ToTick: h.Newest, Limit: 10})
+	require.ErrorIs(t, err, store.ErrCursorExpired)
+	_, err = b.api.EventsAfter(t.Context(), store.EventQuery{Epoch: "feedfeedfeed", After: h.End(), ToTick: h.Newest, Limit: 10})
 	require.ErrorIs(t, err, store.ErrCursorExpired)
 }
 
@@ -242,7 +247,7 @@ func TestReadingATickUsesTheIndex(t *testing.T) {
 		return sequential, rows
 	}
 	for range 7 { // past the fifth execution, after which plans are kept
-		got, err := tx.Query(t.Context(), `SELECT id FROM medianest.events_after($1, 0, $2, 1000, NULL)`, h.Newest+1, h.Newest+1)
+		got, err := tx.Query(t.Context(), `SELECT id FROM medianest.events_after($1, $2, 0, $2, 1000, NULL)`, h.Epoch, h.Newest+1)
 		require.NoError(t, err)
 		ids, err := pgx.CollectRows(got, pgx.RowTo[int64])
 		require.NoError(t, err)

@@ -17,7 +17,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
 
 	"medianest/api/stream"
@@ -131,8 +130,8 @@ func subscriptionOf(r *http.Request) stream.Subscription {
 	return s
 }
 
-// metric sums the values of a metric over its labels.
-func (h *hub) metric(name string) float64 {
+// metric sums the values of a metric, of those with the label's value if one is given.
+func (h *hub) metric(name string, label ...string) float64 {
 	h.t.Helper()
 	families, err := h.metrics.Gather()
 	require.NoError(h.t, err)
@@ -142,14 +141,13 @@ func (h *hub) metric(name string) float64 {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			sum += value(m)
+			if len(label) > 0 && m.GetLabel()[0].GetValue() != label[0] {
+				continue
+			}
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	return sum
-}
-
-func value(m *dto.Metric) float64 {
-	return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -246,7 +244,7 @@ func (b *bundle) whole(after stream.Position) []store.Event {
 	s := b.store("")
 	head, err := s.Head(context.Background())
 	require.NoError(b.t, err)
-	events, err := s.EventsAfter(context.Background(), store.EventQuery{After: after.Cursor, ToTick: head.Newest, Limit: 1_000_000})
+	events, err := s.EventsAfter(context.Background(), store.EventQuery{Epoch: after.Epoch, After: after.Cursor, ToTick: head.Newest, Limit: 1_000_000})
 	require.NoError(b.t, err)
 	return events
 }

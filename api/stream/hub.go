@@ -265,7 +265,7 @@ func (h *Hub) poll(ctx context.Context) error {
 		return nil
 	}
 	for at != head.End() {
-		events, err := h.o.Source.EventsAfter(ctx, store.EventQuery{After: at, ToTick: head.Newest, Limit: h.o.PageSize})
+		events, err := h.o.Source.EventsAfter(ctx, store.EventQuery{Epoch: head.Epoch, After: at, ToTick: head.Newest, Limit: h.o.PageSize})
 		if errors.Is(err, store.ErrCursorExpired) {
 			// The hub was cut off for longer than events are kept. So were its streams.
 			h.beginAnew(head, resetCursorExpired)

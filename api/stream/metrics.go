@@ -3,11 +3,15 @@ package stream
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"medianest/store"
 )
 
 type metrics struct {
 	streams     prometheus.Gauge
-	sent        *prometheus.CounterVec
+	sentJobs    prometheus.Counter
+	sentChanges prometheus.Counter
+	sentReports prometheus.Counter
 	ended       *prometheus.CounterVec
 	lagged      prometheus.Counter
 	replayed    prometheus.Counter
@@ -19,15 +23,18 @@ type metrics struct {
 // newMetrics registers the metrics; with no registerer they count for nobody.
 func newMetrics(r prometheus.Registerer) *metrics {
 	f := promauto.With(r)
+	sent := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "medianest_stream_events_sent_total",
+		Help: "Events written to streams, by event.",
+	}, []string{"event"})
 	return &metrics{
 		streams: f.NewGauge(prometheus.GaugeOpts{
 			Name: "medianest_stream_subscribers",
 			Help: "Event streams that are open.",
 		}),
-		sent: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "medianest_stream_events_sent_total",
-			Help: "Events written to streams, by event.",
-		}, []string{"event"}),
+		sentJobs:    sent.WithLabelValues(store.TopicJobState),
+		sentChanges: sent.WithLabelValues(store.TopicDownloadState),
+		sentReports: sent.WithLabelValues(TopicJobProgress),
 		ended: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "medianest_stream_ended_total",
 			Help: "Streams that ended, by cause: client (the reader left), slow (a write took too long), age, shutdown.",

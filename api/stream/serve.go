@@ -196,6 +196,7 @@ func (c *connection) replay(ctx context.Context, to store.Cursor) (reset string,
 			lastTick--
 		}
 		q := store.EventQuery{
+			Epoch:  c.place.Epoch,
 			After:  c.place.Cursor,
 			ToTick: min(lastTick, c.place.Tick+replayTicks),
 			Limit:  max(1, c.hub.o.PageSize/5),
@@ -360,14 +361,15 @@ func (c *connection) writeEvents(events []*frame, reports map[int64][]byte) erro
 		return nil
 	}
 	parts := make([][]byte, 0, len(events)+len(reports))
-	count := make(map[string]int, 3)
+	jobs := 0
 	for _, f := range events {
 		parts = append(parts, f.bytes)
-		count[f.topic]++
+		if f.topic == store.TopicJobState {
+			jobs++
+		}
 	}
 	for _, message := range reports {
 		parts = append(parts, message)
-		count[TopicJobProgress]++
 	}
 	if err := c.write(parts...); err != nil {
 		return err
@@ -376,9 +378,9 @@ func (c *connection) writeEvents(events []*frame, reports map[int64][]byte) erro
 		c.place.Cursor = events[len(events)-1].at
 		c.told = c.place
 	}
-	for topic, n := range count {
-		c.hub.metrics.sent.WithLabelValues(topic).Add(float64(n))
-	}
+	c.hub.metrics.sentJobs.Add(float64(jobs))
+	c.hub.metrics.sentChanges.Add(float64(len(events) - jobs))
+	c.hub.metrics.sentReports.Add(float64(len(reports)))
 	return nil
 }
 

@@ -327,7 +327,7 @@ func TestSlowReader(t *testing.T) {
 	// It reads nothing more.
 	states := []string{"running", "retryable", "available"}
 	var want []string
-	ended := func() bool { return h.metric("medianest_stream_ended_total") > 0 }
+	ended := func() bool { return h.metric("medianest_stream_ended_total", "slow") > 0 }
 	for n := 0; n < 6 || !ended(); n++ {
 		require.Less(t, n, 500)
 		began := time.Now()
