@@ -97,9 +97,10 @@ BEGIN
     END IF;
     SELECT * INTO last FROM medianest.tick ORDER BY id DESC LIMIT 1;
     IF NOT FOUND OR medianest.stream_epoch() IS DISTINCT FROM (SELECT history FROM medianest.epoch WHERE singleton) THEN
-        -- A new history. What is left of another one has transaction ids and snapshots that mean nothing here. Readers
-        -- notice the epoch and begin anew; what they have not read is in the tables that the events were about.
-        DELETE FROM medianest.event;
+        -- A new history. What is left of another one has transaction ids and snapshots that mean nothing here: events of
+        -- the past are never told again and go with retention, those that would seem new must go now. Readers notice the
+        -- epoch and begin anew; what they have not read is in the tables that the events were about.
+        DELETE FROM medianest.event WHERE xid >= pg_snapshot_xmin(pg_current_snapshot());
         DELETE FROM medianest.tick;
         INSERT INTO medianest.tick (id, snapshot) VALUES (coalesce(last.id, 0) + 1, pg_current_snapshot()) RETURNING id INTO ticked;
         INSERT INTO medianest.epoch (random) VALUES (gen_random_uuid()) ON CONFLICT (singleton) DO UPDATE SET random = excluded.random;
