@@ -118,31 +118,13 @@ func New(o Options) (*Client, error) {
 		stopped:     make(chan struct{}),
 	}
 
-	var tracers trace.TracerProvider = tracenoop.NewTracerProvider()
-	if o.TracerProvider != nil {
-		tracers = o.TracerProvider
-	}
-	var meters metric.MeterProvider = metricnoop.NewMeterProvider()
-	if o.MeterProvider != nil {
-		meters = o.MeterProvider
-	}
-
 	config := &river.Config{
 		ID:     o.ID,
 		Schema: Schema,
 		// River tells of each failed attempt at info; the attempts middleware does so in this platform's terms.
 		Logger:        slog.New(quieter{o.Logger.Handler()}),
 		FetchCooldown: notifyWindow,
-		Plugins: []rivertype.Plugin{
-			// The span of an attempt is linked to the one that enqueued the job, whose id travels in the metadata.
-			otelriver.NewMiddleware(&otelriver.MiddlewareConfig{
-				EnableTracePropagation:      true,
-				EnableWorkSpanJobKindSuffix: true,
-				MeterProvider:               meters,
-				TracerProvider:              tracers,
-			}),
-			&attempts{log: o.Logger, metrics: metrics, cancels: c.cancels},
-		},
+		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, cancels: c.cancels}),
 	}
 	if working {
 		config.Workers = o.Workers
@@ -173,6 +155,26 @@ func New(o Options) (*Client, error) {
 		}
 	}
 	return c, nil
+}
+
+// telemetry is River's part in OpenTelemetry: the span of an attempt is linked to the one that enqueued the job, whose id
+// travels in the metadata. Where nobody looks it is left out: it takes apart each job's metadata.
+func telemetry(o Options) []rivertype.Plugin {
+	_, noTraces := o.TracerProvider.(tracenoop.TracerProvider)
+	if (o.TracerProvider == nil || noTraces) && o.MeterProvider == nil {
+		return nil
+	}
+	config := &otelriver.MiddlewareConfig{
+		EnableTracePropagation: true, EnableWorkSpanJobKindSuffix: true,
+		TracerProvider: o.TracerProvider, MeterProvider: o.MeterProvider,
+	}
+	if config.TracerProvider == nil { // the plugin would take the process's
+		config.TracerProvider = tracenoop.NewTracerProvider()
+	}
+	if config.MeterProvider == nil {
+		config.MeterProvider = metricnoop.NewMeterProvider()
+	}
+	return []rivertype.Plugin{otelriver.NewMiddleware(config)}
 }
 
 // River is the client itself, for what River's own tools need and for inserting.
