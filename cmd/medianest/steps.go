@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/google/uuid"
@@ -357,8 +359,9 @@ func (a *assembly) printBanner(ctx context.Context) error {
 		a.log.InfoContext(ctx, "up", slog.String("url", url), slog.String("token_file", a.tokenPath), slog.String("media_dir", a.config.MediaDir))
 		return nil
 	}
-	fmt.Fprintf(a.process.stdout, "\nMediaNest is running at %s\n\n", url)
-	line := func(what, where string) { fmt.Fprintf(a.process.stdout, "  %-11s %s\n", what, where) }
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nMediaNest is running at %s\n\n", url)
+	line := func(what, where string) { fmt.Fprintf(&b, "  %-11s %s\n", what, where) }
 	line("API", url+"/docs")
 	line("API token", a.tokenPath+" (user admin)")
 	line("library", a.config.MediaDir)
@@ -372,6 +375,7 @@ func (a *assembly) printBanner(ctx context.Context) error {
 	if url != a.config.Server {
 		try += " --server " + url
 	}
-	fmt.Fprintf(a.process.stdout, "\nTry it from another terminal: %s\nCtrl-C stops; running downloads go on at the next start.\n\n", try)
+	fmt.Fprintf(&b, "\nTry it from another terminal: %s\nCtrl-C stops; running downloads go on at the next start.\n\n", try)
+	_, _ = io.WriteString(a.process.stdout, b.String()) // in one piece, between the lines of the log; nobody need read it
 	return nil
 }
