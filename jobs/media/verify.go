@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,13 +48,9 @@ var demuxers = map[string]bool{
 	"mpeg": false, "mpegts": false, "mpegvideo": false, "nut": false, "rm": false, "truehd": false, "tta": false, "w64": false, "wav": false, "wv": false,
 }
 
-var demuxerList = func() string {
-	var names []string
-	for name := range demuxers {
-		names = append(names, name)
-	}
-	return strings.Join(names, ",")
-}()
+// Demuxers is the list of formats that ffmpeg and ffprobe may take a downloaded file for, as their option
+// -format_whitelist wants it: none that names other files, as a playlist does.
+var Demuxers = strings.Join(slices.Sorted(maps.Keys(demuxers)), ",")
 
 // Verify tells whether a file, by its absolute path in the library, is a whole film or piece of music: it has video or
 // audio, all of it can be read and it lasts as long as it says and, with wantDurationS above 0, as long as it should.
@@ -223,7 +221,7 @@ func (l *Library) readPackets(ctx context.Context, name string, found probed) (e
 // open no other file and no address, whatever the file says. What it cannot read is Damaged.
 func (l *Library) runProbe(ctx context.Context, name string, read func(io.Reader) error, args ...string) (said string, err error) {
 	args = append([]string{
-		"-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file", "-format_whitelist", demuxerList,
+		"-hide_banner", "-loglevel", "error", "-protocol_whitelist", "file", "-format_whitelist", Demuxers,
 	}, append(args, "-i", "file:"+name)...)
 	command := exec.CommandContext(ctx, l.ffprobe, args...) //nolint:gosec // the program is configured, the name is ours
 	command.Env = []string{"LC_ALL=C"}

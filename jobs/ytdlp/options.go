@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	goytdlp "github.com/lrstanley/go-ytdlp"
+
+	"medianest/jobs/media"
 )
 
 // Profile says what is wanted of a film that is offered in several qualities. It is part of what a download is, so
@@ -58,6 +60,19 @@ const noOtherTransports = "[protocol!^=rtmp][protocol!^=rtsp][protocol!^=mms]"
 // ffmpegTransports is what ffmpeg may speak where it fetches itself: encrypted and live HLS, mostly. It obeys
 // http_proxy for these, and for these only.
 const ffmpegTransports = "http,https,httpproxy,tcp,tls,crypto,data"
+
+// ffmpegInputs are options for each file that ffmpeg reads when it merges, repairs or repacks what was downloaded. The
+// site decides what is in those files: one that turns out to be a playlist may name any file of this machine, another
+// user's films included, and ffmpeg would copy it.
+var ffmpegInputs = "-protocol_whitelist file -format_whitelist " + media.Demuxers
+
+// ffmpegSteps are yt-dlp's post-processors that may have ffmpeg read what was downloaded. yt-dlp knows input options
+// per post-processor only; these are all that there are, but for those of subtitles and thumbnails, which are not asked
+// for.
+var ffmpegSteps = []string{
+	"CopyStream", "ExtractAudio", "FixupDuplicateMoov", "FixupDuration", "FixupM3u8", "FixupM4a", "FixupStretched",
+	"FixupTimestamp", "Merger", "Metadata", "SplitChapters", "VideoConvertor", "VideoRemuxer",
+}
 
 // common are the options of every run that touches the network. This function and those below are pure.
 func common(o Options) *goytdlp.Command {
@@ -117,6 +132,9 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []str
 		Downloader("dash:native").
 		DownloaderArgs("ffmpeg_i:-protocol_whitelist " + ffmpegTransports).
 		PlaylistItems(strconv.Itoa(max(at.item, 1)))
+	for _, step := range ffmpegSteps {
+		command.PostProcessorArgs(step + "+ffmpeg_i:" + ffmpegInputs)
+	}
 	p.apply(command)
 	if fromInfo {
 		return flags(command.LoadInfoJSON(filepath.Join(dir, infoFile)))
