@@ -33,7 +33,10 @@ func TestFullDisk(t *testing.T) {
 	job := b.job(t, d.JobID)
 	require.Zero(t, job.Attempt)
 	require.Equal(t, []string{"disk_full"}, b.reasons(t, d.JobID))
-	b.waitState(t, d.ID, store.StateQueued)
+	// It once showed as queued, as if it were only a matter of workers.
+	d = b.waitState(t, d.ID, store.StateWaiting)
+	require.Equal(t, store.WaitingOnDisk, d.WaitingOn)
+	require.NotNil(t, d.NextTryAt)
 	b.requireLibrary(t)
 	require.Empty(t, b.processes(t))
 

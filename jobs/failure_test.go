@@ -72,7 +72,7 @@ func TestFailuresEndAsTheirReasonsSay(t *testing.T) {
 				require.Equal(t, c.reason, r)
 			}
 			if c.state == "scheduled" {
-				b.waitState(t, d.ID, store.StateQueued)
+				b.waitState(t, d.ID, store.StateWaiting)
 				return
 			}
 			d = b.wait(t, d.ID)

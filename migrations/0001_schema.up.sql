@@ -91,7 +91,7 @@ CREATE TABLE medianest.job_viewer (
     job_id bigint NOT NULL,
     user_id uuid NOT NULL,
     download_id uuid NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now(),
+    gone_at timestamptz,                   -- when the job's row was first found gone: its events are no younger
     PRIMARY KEY (job_id, user_id, download_id)
 );
 CREATE INDEX job_viewer_user_id_idx ON medianest.job_viewer (user_id, job_id DESC);

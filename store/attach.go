@@ -28,6 +28,10 @@ func (j lockedJob) attachment() attachment {
 	switch j.State {
 	case "running":
 		a.State = StateRunning
+	case "scheduled":
+		if a.State, a.WaitingOn = parked(j.Parked); a.State == StateWaiting {
+			a.NextTryAt = &j.ScheduledAt
+		}
 	case "retryable":
 		a.State, a.WaitingOn, a.NextTryAt = StateWaiting, WaitingOnRetry, &j.ScheduledAt
 	}

@@ -367,6 +367,8 @@ func (r *round) read(ctx context.Context, ids []uuid.UUID) ([]follower, error) {
 			j.state::text AS job_state, j.scheduled_at, j.attempted_at, j.finalized_at,
 			-- as the trigger puts it into events
 			CASE
+				-- a job that is parked had its attempt taken back
+				WHEN j.state = 'scheduled' AND j.metadata ->> 'reason_attempt' = (j.attempt + 1)::text THEN coalesce(j.metadata ->> 'reason', '')
 				WHEN j.state NOT IN ('cancelled', 'discarded') THEN ''
 				WHEN j.state = 'cancelled' AND j.metadata ? 'cancel_attempted_at' THEN @cancelled
 				WHEN j.metadata ->> 'reason_attempt' = j.attempt::text THEN coalesce(j.metadata ->> 'reason', '')
@@ -449,8 +451,13 @@ func (f follower) next(last Event) (next follower, derive bool) {
 	next.WaitingOn, next.NextTryAt = "", nil
 	next.FailureReason, next.FailureDetail, next.FinishedAt = "", "", nil
 	switch state {
-	case "available", "pending", "scheduled":
+	case "available", "pending":
 		next.State = StateQueued
+	case "scheduled":
+		next.State, next.WaitingOn = parked(reason)
+		if next.State == StateWaiting {
+			next.NextTryAt = f.ScheduledAt
+		}
 	case "retryable":
 		next.State, next.WaitingOn, next.NextTryAt = StateWaiting, WaitingOnRetry, f.ScheduledAt
 	case "running":

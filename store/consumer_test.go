@@ -96,6 +96,36 @@ func TestDownloadFollowsItsJob(t *testing.T) {
 	require.Len(t, got.Files, 1)
 }
 
+// A job that its worker put off once showed as queued, without a word of why or until when.
+func TestDownloadOfAParkedJobSaysWhatItWaitsOn(t *testing.T) {
+	t.Parallel()
+	b := setupFollowed(t)
+	ben := b.user("ben")
+	for i, c := range []struct{ reason, state, waitingOn string }{
+		{"disk_full", store.StateWaiting, store.WaitingOnDisk},
+		{"upcoming", store.StateWaiting, store.WaitingOnLive},
+		{"rate_limited", store.StateWaiting, store.WaitingOnRetry},
+		{"", store.StateQueued, ""},
+	} {
+		url := fmt.Sprintf("https://example.com/parked/%d", i)
+		d := b.create(b.user(fmt.Sprintf("ann%d", i)), url)
+		b.setJob(*d.JobID, "running")
+		b.exec(`UPDATE river.river_job SET attempt = 1 WHERE id = $1`, *d.JobID)
+		if c.reason != "" {
+			b.setReason(*d.JobID, c.reason)
+		}
+		// As River snoozes: the attempt is taken back in the same statement.
+		b.exec(`UPDATE river.river_job SET state = 'scheduled', attempt = 0, scheduled_at = '2030-01-02T03:04:05Z' WHERE id = $1`, *d.JobID)
+		for _, got := range []store.Download{b.requireState(d, c.state), b.create(ben, url)} {
+			require.Equal(t, c.state, got.State, c.reason)
+			require.Equal(t, c.waitingOn, got.WaitingOn)
+			require.Equal(t, c.waitingOn != "", got.NextTryAt != nil)
+		}
+		b.setJob(*d.JobID, "available")
+		require.Empty(t, b.requireState(d, store.StateQueued).WaitingOn)
+	}
+}
+
 // A job that came and went between two rounds is followed to its end all the same.
 func TestDownloadFollowsAJobThatWasQuick(t *testing.T) {
 	t.Parallel()

@@ -24,8 +24,25 @@ const (
 	StateCancelled = "cancelled"
 )
 
-// WaitingOnRetry is what a download waits on after a failed attempt.
-const WaitingOnRetry = "retry"
+// What a waiting download waits on.
+const (
+	WaitingOnRetry = "retry" // the pause after a failed attempt
+	WaitingOnDisk  = "disk"  // space on the media volume
+	WaitingOnLive  = "live"  // the start of a premiere or live event
+)
+
+// parked is the state of a download whose job is scheduled: put off by its worker for a reason, or for none.
+func parked(reason string) (state, waitingOn string) {
+	switch reason {
+	case "":
+		return StateQueued, ""
+	case "disk_full":
+		return StateWaiting, WaitingOnDisk
+	case "upcoming":
+		return StateWaiting, WaitingOnLive
+	}
+	return StateWaiting, WaitingOnRetry
+}
 
 var (
 	activeStates = []string{StateQueued, StateWaiting, StateRunning, StatePaused}

@@ -210,7 +210,8 @@ type lockedJob struct {
 	ID          int64
 	State       string
 	ScheduledAt time.Time
-	CancelAsked bool // it runs, and its end is asked for
+	CancelAsked bool   // it runs, and its end is asked for
+	Parked      string // why its worker put it off, if it is scheduled
 }
 
 func (j lockedJob) final() bool { return isFinalJobState(j.State) }
@@ -219,7 +220,9 @@ func isFinalJobState(state string) bool {
 	return state == "completed" || state == "cancelled" || state == "discarded"
 }
 
-const lockedJobColumns = `j.id, j.state::text AS state, j.scheduled_at, j.metadata ? 'cancel_attempted_at' AS cancel_asked`
+const lockedJobColumns = `j.id, j.state::text AS state, j.scheduled_at, j.metadata ? 'cancel_attempted_at' AS cancel_asked,
+	CASE WHEN j.state = 'scheduled' AND j.metadata ->> 'reason_attempt' = (j.attempt + 1)::text
+		THEN coalesce(j.metadata ->> 'reason', '') ELSE '' END AS parked`
 
 // lockJobs locks those of the jobs that are not final, and returns all that exist. The content of each download job
 // among them is locked already.

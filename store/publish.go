@@ -20,13 +20,18 @@ type CompleteFunc func(ctx context.Context, tx pgx.Tx) error
 // Publish ends a fetch: it links the files in, records them and completes the job, all in one transaction. The
 // downloads' states follow by the outbox. With no wish left nothing is linked, and the job is completed.
 //
+// What was a collection and has become a single film is none any more, unless it still has children: those it follows.
+//
 // ErrSuperseded if the job does not run any more; ErrNotFound if the content is gone.
 func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, link LinkFunc, complete CompleteFunc) error {
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		if _, err := lockContent(ctx, tx, contentID); err != nil {
 			return err
 		}
-		// The downloads' rows are not locked: linking may take long, and the outbox's consumer must not wait for it.
+		if err := unmarkCollections(ctx, tx, contentID, jobID); err != nil {
+			return err
+		}
+		// The downloads' rows are not locked: linking may take long, and who only looks after their states goes on.
 		if err := lockRunning(ctx, tx, jobID); err != nil {
 			return err
 		}
@@ -50,6 +55,30 @@ func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, l
 	})
 	if err != nil {
 		return fmt.Errorf("publish content %s by job %d: %w", contentID, jobID, err)
+	}
+	return nil
+}
+
+// unmarkCollections makes downloads that were expanded once, and have no children left, follow their own job. It comes
+// before the job is locked, as in all transactions: the downloads concerned are few, mostly none, and stay locked.
+func unmarkCollections(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, jobID int64) error {
+	_, err := tx.Exec(ctx, `
+		UPDATE medianest.downloads
+		SET is_collection = false
+		WHERE id IN (
+			SELECT d.id
+			FROM medianest.downloads AS d
+			WHERE d.job_id = @job_id
+				AND d.content_id = @content_id
+				AND d.cancelled_at IS NULL
+				AND d.is_collection
+				AND NOT EXISTS (SELECT FROM medianest.downloads AS c WHERE c.parent_id = d.id)
+			ORDER BY d.id
+			FOR NO KEY UPDATE
+		)`,
+		pgx.StrictNamedArgs{"job_id": jobID, "content_id": contentID})
+	if err != nil {
+		return fmt.Errorf("unmark collections: %w", err)
 	}
 	return nil
 }

@@ -75,12 +75,20 @@ func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total in
 				WHERE v.job_id > @after
 				ORDER BY v.job_id
 				LIMIT @batch
+			), gone AS (
+				UPDATE medianest.job_viewer AS v
+				SET gone_at = now()
+				FROM window_jobs AS w
+				WHERE v.job_id = w.job_id
+					AND v.gone_at IS NULL
+					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id)
 			), removed AS (
+				-- Not by when somebody joined: a job may wait for days, and its last events are to be seen for as long as
+				-- any others.
 				DELETE FROM medianest.job_viewer AS v
 				USING window_jobs AS w
 				WHERE v.job_id = w.job_id
-					AND v.created_at < now() - @age::interval
-					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id)
+					AND v.gone_at < now() - @age::interval
 				RETURNING v.job_id
 			)
 			SELECT (SELECT max(w.job_id) FROM window_jobs AS w), (SELECT count(*) FROM removed)`,
