@@ -128,6 +128,37 @@ func TestPublish(t *testing.T) {
 	require.Equal(t, "cat/a.mp4", b.find(cats).Files[0].Path)
 }
 
+// A page that listed items has become a film: who asks for it again gets the film.
+func TestPublishWhatWasACollection(t *testing.T) {
+	t.Parallel()
+	b := setupFollowed(t)
+	ann, ben := b.user("ann"), b.user("ben")
+	bare, full := b.create(ann, "https://site.test/list"), b.create(ben, "https://site.test/list")
+	b.expand(bare, entry("https://site.test/1"))
+	child := b.children(bare)[0]
+	b.setJob(*child.JobID, "discarded")
+	b.requireState(bare, store.StateFailed)
+	b.requireState(full, store.StateFailed)
+	require.NoError(t, b.api.DeleteDownload(t.Context(), child.ID, ann.Viewer()))
+
+	again, err := b.api.RetryDownload(t.Context(), bare.ID, ann.Viewer())
+	require.NoError(t, err)
+	require.True(t, again.IsCollection)
+	_, err = b.api.RetryDownload(t.Context(), full.ID, ben.Viewer())
+	require.NoError(t, err)
+	b.fetch(again, "film.mp4")
+	bare = b.requireState(bare, store.StateCompleted)
+	require.False(t, bare.IsCollection)
+	require.Nil(t, bare.Children)
+	require.Len(t, bare.Files, 1)
+
+	// Who still has the items keeps them, and what became of them; the film is theirs besides.
+	full = b.requireState(full, store.StateFailed)
+	require.True(t, full.IsCollection)
+	require.Equal(t, "children_failed", full.FailureReason)
+	require.Len(t, full.Files, 1)
+}
+
 func TestPublishGivesEachUserOnce(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
