@@ -84,7 +84,7 @@ func (a *API) secure(c *gin.Context) {
 	// http, as in many homes, they send no Sec-Fetch-Site that would tell the difference.
 	h.Set("Referrer-Policy", "same-origin")
 	h.Set("X-Frame-Options", "DENY") // for browsers that do not know frame-ancestors
-	if a.isSecure(c.Request) { // browsers ignore it otherwise, and say so in the console
+	if a.isSecure(c.Request) {       // browsers ignore it otherwise, and say so in the console
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	}
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
