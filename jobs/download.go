@@ -141,6 +141,9 @@ func (a *attempt) run(ctx context.Context) (err error) {
 	if errors.Is(err, store.ErrNotFound) {
 		return &reason.Error{Reason: reason.Cancelled, Detail: "Nobody asks for it any more.", Err: err}
 	}
+	if errors.Is(err, store.ErrOtherJob) {
+		return &reason.Error{Reason: reason.Cancelled, Detail: "Another job fetches the same.", Err: err}
+	}
 	if err != nil {
 		return err
 	}

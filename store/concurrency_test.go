@@ -274,6 +274,10 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 		return err
 	}
 	f, err := c.worker.BeginFetch(ctx, contentID, jobID)
+	if errors.Is(err, store.ErrOtherJob) {
+		_, err := c.pool.Exec(ctx, `UPDATE river.river_job SET state = 'cancelled', finalized_at = now() WHERE id = $1 AND state = 'running'`, jobID)
+		return err
+	}
 	if err != nil {
 		return err
 	}

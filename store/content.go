@@ -58,23 +58,27 @@ type Fetch struct {
 	Files      []File // of all users
 }
 
-// BeginFetch begins an attempt of the job at the content. ErrNotFound if the content is gone. With no wish there is
-// nothing to do: Publish then completes the job, unless somebody joined in the meantime.
+// BeginFetch begins an attempt of the job at the content. With no wish there is nothing to do: Publish then completes the
+// job, unless somebody joined in the meantime.
+//
+// ErrNotFound if the content is gone. ErrOtherJob if another job is at it, which those who followed this one follow now.
 func (s *Store) BeginFetch(ctx context.Context, contentID uuid.UUID, jobID int64) (Fetch, error) {
-	var f Fetch
+	var (
+		f          Fetch
+		handedOver bool
+	)
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
-		if _, err := lockContent(ctx, tx, contentID); err != nil {
+		content, err := lockContent(ctx, tx, contentID)
+		if err != nil {
 			return err
 		}
-		// A job that an operator brought back to life takes the content over, so that further wishes join it, unless
-		// another one is at it.
+		if handedOver, err = handOver(ctx, tx, content, jobID); err != nil || handedOver {
+			return err
+		}
+		// A job that an operator brought back to life takes the content over, so that further wishes join it.
 		rows, err := tx.Query(ctx, `
 			UPDATE medianest.content AS c
-			SET generation = c.generation + 1,
-				job_id = CASE
-					WHEN EXISTS (SELECT FROM river.river_job AS j WHERE j.id = c.job_id AND j.finalized_at IS NULL) THEN c.job_id
-					ELSE @job_id
-				END
+			SET generation = c.generation + 1, job_id = @job_id
 			WHERE c.id = @id
 			RETURNING `+contentColumns,
 			pgx.StrictNamedArgs{"id": contentID, "job_id": jobID})
@@ -91,6 +95,9 @@ func (s *Store) BeginFetch(ctx context.Context, contentID uuid.UUID, jobID int64
 		f.Files, err = queryFiles(ctx, tx, contentID)
 		return err
 	})
+	if err == nil && handedOver {
+		err = ErrOtherJob
+	}
 	if err != nil {
 		return Fetch{}, fmt.Errorf("begin fetch of content %s by job %d: %w", contentID, jobID, err)
 	}

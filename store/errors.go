@@ -27,6 +27,9 @@ var (
 	// worker did must not be written.
 	ErrSuperseded = errors.New("superseded")
 
+	// ErrOtherJob says that another job is at the content: this one has nothing to do and nobody to do it for.
+	ErrOtherJob = errors.New("another job is at it")
+
 	// ErrInvalid says that the database refuses a value: too large, malformed, against a check.
 	ErrInvalid = errors.New("invalid value")
 

@@ -64,6 +64,94 @@ func TestBeginFetchBeforeTheConsumerFollowed(t *testing.T) {
 	require.Equal(t, d.JobID, b.create(ben, "https://site.test/a").JobID)
 }
 
+// A job that an operator brings back while another one fetches the same leaves it to that one, with all who wait.
+func TestBeginFetchWhileAnotherJobIsAtIt(t *testing.T) {
+	t.Parallel()
+	for name, other := range map[string]struct{ state, want string }{
+		"Running":   {"running", store.StateRunning},
+		"Available": {"available", store.StateQueued},
+		"Retryable": {"retryable", store.StateWaiting},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setupFollowed(t)
+			ann, ben, cat := b.user("ann"), b.user("ben"), b.user("cat")
+			list := b.create(ann, "https://site.test/list")
+			b.expand(list, entry("https://site.test/a"))
+			anns, cats := b.children(list)[0], b.create(cat, "https://site.test/a")
+			require.Equal(t, anns.JobID, cats.JobID)
+			b.setJob(*anns.JobID, "running")
+			_, err := b.api.CancelDownload(t.Context(), cats.ID, cat.Viewer())
+			require.NoError(t, err)
+			b.setJob(*anns.JobID, "discarded")
+			b.requireState(list, store.StateFailed)
+
+			bens := b.create(ben, "https://site.test/a")
+			require.NotEqual(t, anns.JobID, bens.JobID)
+			b.setJob(*bens.JobID, "running")
+			f, err := b.worker.BeginFetch(t.Context(), bens.ContentID, *bens.JobID)
+			require.NoError(t, err)
+			b.setJob(*bens.JobID, other.state)
+
+			_, err = b.riverQueue().client.JobRetry(t.Context(), *anns.JobID)
+			require.NoError(t, err)
+			b.setJob(*anns.JobID, "running")
+			_, err = b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+			require.ErrorIs(t, err, store.ErrOtherJob)
+			require.Equal(t, f.Generation, b.count(`SELECT generation FROM medianest.content WHERE id = $1`, anns.ContentID))
+			got := b.find(anns)
+			require.Equal(t, bens.JobID, got.JobID)
+			require.Equal(t, other.want, got.State)
+			require.Empty(t, got.FailureReason)
+			require.Equal(t, store.StateRunning, b.find(list).State)
+			require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.job_viewer WHERE job_id = $1 AND download_id = $2`, *bens.JobID, anns.ID))
+
+			b.setJob(*anns.JobID, "cancelled")
+			b.requireState(anns, other.want)
+			b.fetch(bens, "a.mp4")
+			require.Len(t, b.requireState(anns, store.StateCompleted).Files, 1)
+			b.requireState(list, store.StateCompleted)
+			require.Empty(t, b.requireState(cats, store.StateCancelled).Files)
+		})
+	}
+}
+
+// Who was told that a job ends for all is not moved out of its way.
+func TestBeginFetchOfAJobThatAnAdminCancelled(t *testing.T) {
+	t.Parallel()
+	b := setupFollowed(t)
+	anns := b.create(b.user("ann"), "https://site.test/a")
+	b.setJob(*anns.JobID, "running")
+	_, err := b.api.CancelJob(t.Context(), *anns.JobID, store.Viewer{Admin: true})
+	require.NoError(t, err)
+	bens := b.create(b.user("ben"), "https://site.test/a")
+	require.NotEqual(t, anns.JobID, bens.JobID)
+	_, err = b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+	require.ErrorIs(t, err, store.ErrOtherJob)
+	b.setJob(*anns.JobID, "cancelled")
+	b.requireState(anns, store.StateCancelled)
+	b.requireState(bens, store.StateQueued)
+}
+
+// One that is about to end is no reason to leave it.
+func TestBeginFetchWhileAnotherJobDies(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann, ben := b.user("ann"), b.user("ben")
+	anns := b.create(ann, "https://site.test/a")
+	b.end(anns, "discarded", store.StateFailed)
+	bens := b.create(ben, "https://site.test/a")
+	b.setJob(*bens.JobID, "running")
+	_, err := b.api.CancelDownload(t.Context(), bens.ID, ben.Viewer())
+	require.NoError(t, err)
+	require.True(t, b.cancelAsked(*bens.JobID))
+	b.setJob(*anns.JobID, "running")
+	f, err := b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+	require.NoError(t, err)
+	require.Len(t, f.Wishes, 1)
+	require.Equal(t, anns.JobID, f.Content.JobID)
+}
+
 func TestSaveProbe(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
