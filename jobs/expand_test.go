@@ -41,10 +41,32 @@ func TestCollectionWithFaults(t *testing.T) {
 	d := b.wait(t, b.wish(t, b.user(t, "anna"), "/list").ID)
 	require.Equal(t, store.StateCompleted, d.State)
 	require.Equal(t, "some_children_failed", d.FailureReason)
+	require.Equal(t, "Some of the items could not be downloaded. One of its items cannot be downloaded from.", d.FailureDetail)
 	children := b.children(t, d.ID)
 	require.Len(t, children, 2, "what cannot be addressed, occurs twice, or is the list itself is left out")
 	require.Equal(t, store.StateCompleted, children[0].State)
 	require.Equal(t, "gone", children[1].FailureReason)
+}
+
+// A page that is longer than what is taken of it, and lists addresses of no use: the rest completes, and says so.
+func TestCollectionThatIsCutShort(t *testing.T) {
+	t.Parallel()
+
+	f := newFake(t)
+	var b *bundle
+	f.probe = func(_ context.Context, req ytdlp.ProbeRequest) (ytdlp.Probe, error) {
+		if !strings.HasSuffix(req.URL, "/list") {
+			return film("Film"), nil
+		}
+		p := collection("List", b.siteURL+"/good", "ftp://one/", "ftp://two/")
+		p.Truncated = true
+		return p, nil
+	}
+	b = setup(t, with(f))
+	d := b.wait(t, b.wish(t, b.user(t, "anna"), "/list").ID)
+	require.Equal(t, store.StateCompleted, d.State)
+	require.Equal(t, "some_children_failed", d.FailureReason)
+	require.Equal(t, "Only the first 5,000 of its items were taken. 2 of its items cannot be downloaded from.", d.FailureDetail)
 }
 
 func TestCollectionOfNothingToFetch(t *testing.T) {

@@ -93,11 +93,15 @@ func (a *attempt) fetchMedia(ctx context.Context, session *egress.Session, probe
 func (a *attempt) expand(ctx context.Context, probe ytdlp.Probe) error {
 	a.report.phase(phasePublishing)
 	entries := make([]store.NewEntry, 0, len(probe.Entries))
-	var refused error
+	var (
+		refused  error
+		nRefused int
+	)
 	for _, e := range probe.Entries {
 		key, url, err := entryKey(a.fetch.Content.Profile, e.URL)
 		if err != nil {
 			refused = err
+			nRefused++
 			continue
 		}
 		entries = append(entries, store.NewEntry{ContentKey: key, URL: url, Title: e.Title})
@@ -105,13 +109,28 @@ func (a *attempt) expand(ctx context.Context, probe ytdlp.Probe) error {
 	if len(entries) == 0 && refused != nil {
 		return refused
 	}
-	content := a.fetch.Content.ID
-	err := patiently(ctx, func() error { return a.store.Expand(ctx, content, a.job.ID, entries, a.complete) })
+	content, leftOut := a.fetch.Content.ID, leftOut(probe.Truncated, nRefused)
+	err := patiently(ctx, func() error { return a.store.Expand(ctx, content, a.job.ID, entries, leftOut, a.complete) })
 	var invalid *store.InvalidError
 	if errors.As(err, &invalid) {
 		return &reason.Error{Reason: reason.NoMedia, Detail: "What was found there cannot be added: its " + invalid.Error() + ".", Err: err}
 	}
 	return a.unlessDone(ctx, err)
+}
+
+// leftOut says, for people, what of a collection is not among its items.
+func leftOut(truncated bool, refused int) string {
+	var said []string
+	if truncated {
+		said = append(said, fmt.Sprintf("Only the first %d,%03d of its items were taken.", ytdlp.MaxEntries/1000, ytdlp.MaxEntries%1000))
+	}
+	switch {
+	case refused == 1:
+		said = append(said, "One of its items cannot be downloaded from.")
+	case refused > 1:
+		said = append(said, fmt.Sprintf("%d of its items cannot be downloaded from.", refused))
+	}
+	return strings.Join(said, " ")
 }
 
 // entryKey is the content key and the canonical address of a collection's entry. An entry that has no address of its own

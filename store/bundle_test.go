@@ -221,7 +221,7 @@ func (b *bundle) fetch(d store.Download, name string) {
 func (b *bundle) expand(d store.Download, entries ...store.NewEntry) {
 	b.t.Helper()
 	b.setJob(*d.JobID, "running")
-	require.NoError(b.t, b.worker.Expand(b.t.Context(), d.ContentID, *d.JobID, entries, completeJob(*d.JobID)))
+	require.NoError(b.t, b.worker.Expand(b.t.Context(), d.ContentID, *d.JobID, entries, "", completeJob(*d.JobID)))
 	b.setState(d, store.StateRunning)
 }
 

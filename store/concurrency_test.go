@@ -286,7 +286,7 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 		for _, k := range r.Perm(len(c.urls)) {
 			entries = append(entries, entry(c.urls[k]))
 		}
-		err := c.worker.Expand(ctx, contentID, jobID, entries, completeJob(jobID))
+		err := c.worker.Expand(ctx, contentID, jobID, entries, "", completeJob(jobID))
 		if errors.Is(err, store.ErrInvalid) {
 			err = nil // too deep
 		}

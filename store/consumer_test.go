@@ -294,7 +294,7 @@ func TestCollectionFollowsItsChildren(t *testing.T) {
 	b.setJob(*list.JobID, "running")
 	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
 		entry("https://example.com/1"), entry("https://example.com/2"), entry("https://example.com/3"),
-	}, completeJob(*list.JobID)))
+	}, "", completeJob(*list.JobID)))
 	b.requireState(list, store.StateRunning)
 
 	children := b.children(list)
@@ -308,7 +308,7 @@ func TestCollectionFollowsItsChildren(t *testing.T) {
 	b.setJob(*children[2].JobID, "running")
 	require.NoError(t, b.worker.Expand(t.Context(), children[2].ContentID, *children[2].JobID, []store.NewEntry{
 		entry("https://example.com/4"), entry("https://example.com/5"),
-	}, completeJob(*children[2].JobID)))
+	}, "", completeJob(*children[2].JobID)))
 	b.requireState(children[2], store.StateRunning)
 	for _, d := range b.children(children[2]) {
 		b.requireState(list, store.StateRunning)
@@ -327,6 +327,43 @@ func TestCollectionFollowsItsChildren(t *testing.T) {
 	b.setJob(*children[1].JobID, "completed")
 	got = b.requireState(list, store.StateCompleted)
 	require.Empty(t, got.FailureReason)
+}
+
+// What was never made an item is missing like one that failed, until the page is read again.
+func TestCollectionSaysWhatWasLeftOut(t *testing.T) {
+	t.Parallel()
+	b := setupFollowed(t)
+	ada := b.user("ada")
+	list := b.create(ada, "https://example.com/list")
+	expand := func(leftOut string) {
+		b.setJob(*list.JobID, "running")
+		require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
+			entry("https://example.com/1"), entry("https://example.com/2"),
+		}, leftOut, completeJob(*list.JobID)))
+		b.followAll()
+	}
+	expand("Only two were taken.")
+	children := b.children(list)
+	b.fetch(children[0], "1.mp4")
+	require.Empty(t, b.requireState(list, store.StateRunning).FailureReason)
+	b.setJob(*children[1].JobID, "discarded")
+	got := b.requireState(list, store.StateCompleted)
+	require.Equal(t, "some_children_failed", got.FailureReason)
+	require.Equal(t, "Some of the items could not be downloaded. Only two were taken.", got.FailureDetail)
+
+	_, err := b.riverQueue().client.JobRetry(t.Context(), *children[1].JobID)
+	require.NoError(t, err)
+	b.fetch(children[1], "2.mp4")
+	got = b.requireState(list, store.StateCompleted)
+	require.Equal(t, "some_children_failed", got.FailureReason)
+	require.Equal(t, "Only two were taken.", got.FailureDetail)
+
+	list, err = b.api.RetryDownload(t.Context(), list.ID, ada.Viewer())
+	require.NoError(t, err)
+	expand("")
+	got = b.requireState(list, store.StateCompleted)
+	require.Empty(t, got.FailureReason)
+	require.Empty(t, got.FailureDetail)
 }
 
 func TestCollectionWhoseExpansionFailsFails(t *testing.T) {
@@ -349,7 +386,7 @@ func TestLockedRowsAreDoneLater(t *testing.T) {
 	b.setJob(*list.JobID, "running")
 	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
 		entry("https://example.com/1"), entry("https://example.com/2"),
-	}, completeJob(*list.JobID)))
+	}, "", completeJob(*list.JobID)))
 	b.followAll()
 	child := b.children(list)[0]
 
@@ -409,7 +446,7 @@ func TestRebuildReadsThePresent(t *testing.T) {
 			b.setJob(*list.JobID, "running")
 			require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
 				entry("https://example.com/x"), entry("https://example.com/y"),
-			}, completeJob(*list.JobID)))
+			}, "", completeJob(*list.JobID)))
 			for _, c := range b.children(list) {
 				b.setJob(*c.JobID, "completed")
 			}

@@ -30,11 +30,12 @@ type NewEntry struct {
 // Expand ends a job that found a collection: every download that follows the job becomes one, with a child for each
 // entry, in order, each with a content and a job of its own, and the job is completed; all in one transaction. Children
 // that are there already begin anew if they failed or were cancelled and are left alone otherwise. Entries that occur
-// twice, and those that are the collection itself or one above it, are left out.
+// twice, and those that are the collection itself or one above it, are left out. leftOut says what else is, in words fit
+// to be shown, or is empty: the collection completes with it as some_children_failed.
 //
 // ErrSuperseded if the job does not run any more; ErrNotFound if the content is gone; ErrInvalid if there is nothing to
 // add, too much, or too deep.
-func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, jobID int64, entries []NewEntry, complete CompleteFunc) error {
+func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, jobID int64, entries []NewEntry, leftOut string, complete CompleteFunc) error {
 	entries, err := checkEntries(entries)
 	if err != nil {
 		return fmt.Errorf("expand content %s by job %d: %w", contentID, jobID, err)
@@ -53,7 +54,7 @@ func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, jobID int64, en
 			if err := x.addChildren(ctx); err != nil {
 				return err
 			}
-			if err := x.markCollections(ctx); err != nil {
+			if err := x.markCollections(ctx, leftOut); err != nil {
 				return err
 			}
 			return complete(ctx, tx)
@@ -297,7 +298,7 @@ func insertChildren(ctx context.Context, tx pgx.Tx, children []newChild, attachm
 	return addViewers(ctx, tx, ids)
 }
 
-func (x *expansion) markCollections(ctx context.Context) error {
+func (x *expansion) markCollections(ctx context.Context, leftOut string) error {
 	if _, err := x.tx.Exec(ctx, `
 		UPDATE medianest.content
 		SET is_collection = true, failure_detail = ''
@@ -311,9 +312,9 @@ func (x *expansion) markCollections(ctx context.Context) error {
 	}
 	if _, err := x.tx.Exec(ctx, `
 		UPDATE medianest.downloads
-		SET is_collection = true, title = CASE WHEN title = '' THEN @title ELSE title END
+		SET is_collection = true, left_out = @left_out, title = CASE WHEN title = '' THEN @title ELSE title END
 		WHERE id = ANY(@ids)`,
-		pgx.StrictNamedArgs{"ids": ids, "title": x.self.Title}); err != nil {
+		pgx.StrictNamedArgs{"ids": ids, "title": x.self.Title, "left_out": cleanText(leftOut, maxDetailBytes)}); err != nil {
 		return fmt.Errorf("mark downloads as collections: %w", err)
 	}
 	return nil

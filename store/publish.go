@@ -64,7 +64,7 @@ func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, l
 func unmarkCollections(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, jobID int64) error {
 	_, err := tx.Exec(ctx, `
 		UPDATE medianest.downloads
-		SET is_collection = false
+		SET is_collection = false, left_out = ''
 		WHERE id IN (
 			SELECT d.id
 			FROM medianest.downloads AS d

@@ -277,7 +277,7 @@ func TestPublishOfAJobThatDoesNotRunAnyMore(t *testing.T) {
 	for _, state := range []string{"available", "cancelled", "retryable", "discarded", "completed"} {
 		b.setJob(*d.JobID, state)
 		require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, link, completeJob(*d.JobID)), store.ErrSuperseded)
-		require.ErrorIs(t, b.worker.Expand(t.Context(), d.ContentID, *d.JobID, []store.NewEntry{entry("https://site.test/1")}, completeJob(*d.JobID)), store.ErrSuperseded)
+		require.ErrorIs(t, b.worker.Expand(t.Context(), d.ContentID, *d.JobID, []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*d.JobID)), store.ErrSuperseded)
 	}
 	require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, 1<<40, link, completeJob(*d.JobID)), store.ErrSuperseded)
 	require.ErrorIs(t, b.worker.Publish(t.Context(), uuid.New(), *d.JobID, link, completeJob(*d.JobID)), store.ErrNotFound)
