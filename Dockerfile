@@ -35,10 +35,12 @@ USER 0:0
 COPY deploy/tools/install.sh /tmp/install.sh
 # The same script as `make tools`, so that development and production find yt-dlp the same way.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ffmpeg python3 debian-archive-keyring \
+    && apt-get install -y --no-install-recommends ffmpeg python3 tini debian-archive-keyring \
     && cd /opt && sh /tmp/install.sh yt-dlp \
     && ln -s /opt/.tools/bin/yt-dlp /usr/local/bin/yt-dlp \
     && yt-dlp --version \
     && rm -rf /tmp/install.sh /var/lib/apt/lists/*
 USER 10001:10001
+# An init waits for what yt-dlp leaves of its children when it is killed; nobody else would.
+ENTRYPOINT ["tini", "--", "medianest"]
 CMD ["work"]

@@ -1,6 +1,7 @@
 package ytdlp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -106,9 +107,48 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 		return Media{}, stopped(err, at)
 	}
 	if ended.code != 0 {
-		return Media{}, classify(ended, req.Dir)
+		failure := classify(ended, req.Dir)
+		if failure.Reason == reason.Postprocess {
+			// What ffmpeg cannot read may be no media at all. Left behind, a later try would take it for fetched.
+			found, err := removeTexts(req.Dir)
+			if err != nil {
+				return Media{}, onDisk(fmt.Errorf("look at what was fetched: %w", err))
+			}
+			if found {
+				return Media{}, &reason.Error{Reason: reason.Damaged, Detail: textDetail, Err: failure}
+			}
+		}
+		return Media{}, failure
 	}
 	return fetched(req.Dir, file)
+}
+
+const textDetail = "The site sent a text in place of media."
+
+// removeTexts removes what was fetched as media and is text, and reports whether there was any.
+func removeTexts(dir string) (bool, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "media.*"))
+	if err != nil {
+		return false, err
+	}
+	found := false
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		head, err := headOf(path)
+		if err != nil {
+			return false, err
+		}
+		if !isText(head) {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return false, err
+		}
+		found = true
+	}
+	return found, nil
 }
 
 // fetched checks what yt-dlp says that it has made.
@@ -126,15 +166,20 @@ func fetched(dir, file string) (Media, error) {
 	if info.Size() == 0 {
 		return Media{}, &reason.Error{Reason: reason.Damaged, Detail: "The file is empty."}
 	}
-	ext := strings.TrimPrefix(filepath.Ext(file), ".")
-	if ext != "unknown_video" {
-		return Media{Path: file, Ext: ext}, nil
-	}
-	// The server did not say what it is; it may be a film, or anything at all.
-	ext, err = sniff(file)
+	head, err := headOf(file)
 	if err != nil {
 		return Media{}, onDisk(fmt.Errorf("look at what was fetched: %w", err))
 	}
+	ext := strings.TrimPrefix(filepath.Ext(file), ".")
+	if ext != "unknown_video" {
+		if isText(head) {
+			_ = os.Remove(file) // a later try would take it for fetched
+			return Media{}, &reason.Error{Reason: reason.Damaged, Detail: textDetail}
+		}
+		return Media{Path: file, Ext: ext}, nil
+	}
+	// The server did not say what it is; it may be a film, or anything at all.
+	ext = sniff(head)
 	if ext == "" {
 		_ = os.Remove(file) // a later try would take it for fetched
 		return Media{}, &reason.Error{Reason: reason.NoMedia, Detail: "What is at this address is neither video nor audio."}
@@ -151,28 +196,44 @@ var extensions = map[string]string{
 	"audio/mpeg": "mp3", "audio/wave": "wav", "audio/aiff": "aiff",
 }
 
-// sniff returns the extension for a media file by its first bytes, or "" for what is none.
-func sniff(path string) (string, error) {
+// headOf is what a file begins with, as much as is needed to tell what it is.
+func headOf(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer file.Close()
 	head := make([]byte, 512)
 	n, err := io.ReadFull(file, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", err
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
 	}
-	head = head[:n]
+	return head[:n], nil
+}
+
+// isText reports whether a file that begins so is a page, a playlist, a manifest or another text. Playlists are known
+// by their first word also when something binary follows, as ffmpeg takes them for what they are all the same.
+func isText(head []byte) bool {
+	start := bytes.TrimLeft(bytes.TrimPrefix(head, []byte("\xef\xbb\xbf")), " \t\r\n")
+	for _, word := range []string{"#EXTM3U", "ffconcat", "<?xml", "<MPD", "v=0"} {
+		if bytes.HasPrefix(start, []byte(word)) {
+			return true
+		}
+	}
+	return len(start) > 0 && strings.HasPrefix(http.DetectContentType(head), "text/")
+}
+
+// sniff returns the extension of a media file that begins so, or "" for what is none.
+func sniff(head []byte) string {
 	switch {
-	case strings.HasPrefix(string(head), "fLaC"):
-		return "flac", nil
-	case strings.HasPrefix(string(head), "FLV\x01"):
-		return "flv", nil
-	case n > 376 && head[0] == 0x47 && head[188] == 0x47 && head[376] == 0x47:
-		return "ts", nil
+	case bytes.HasPrefix(head, []byte("fLaC")):
+		return "flac"
+	case bytes.HasPrefix(head, []byte("FLV\x01")):
+		return "flv"
+	case len(head) > 376 && head[0] == 0x47 && head[188] == 0x47 && head[376] == 0x47:
+		return "ts"
 	}
-	return extensions[http.DetectContentType(head)], nil
+	return extensions[http.DetectContentType(head)]
 }
 
 // writeInfo puts a description where --load-info-json reads it. It is without the page's address: given that, yt-dlp

@@ -61,6 +61,9 @@ const noOtherTransports = "[protocol!^=rtmp][protocol!^=rtsp][protocol!^=mms]"
 // http_proxy for these, and for these only.
 const ffmpegTransports = "http,https,httpproxy,tcp,tls,crypto,data"
 
+// ffmpegStreams are options for each address that ffmpeg fetches from: HLS, the subtitles that can be in it, and media.
+var ffmpegStreams = "-protocol_whitelist " + ffmpegTransports + " -format_whitelist hls,webvtt," + media.Demuxers
+
 // ffmpegInputs are options for each file that ffmpeg reads when it merges, repairs or repacks what was downloaded. The
 // site decides what is in those files: one that turns out to be a playlist may name any file of this machine, another
 // user's films included, and ffmpeg would copy it.
@@ -68,7 +71,8 @@ var ffmpegInputs = "-protocol_whitelist file -format_whitelist " + media.Demuxer
 
 // ffmpegSteps are yt-dlp's post-processors that may have ffmpeg read what was downloaded. yt-dlp knows input options
 // per post-processor only; these are all that there are, but for those of subtitles and thumbnails, which are not asked
-// for.
+// for, and that of concatenation, which is turned off. The ffprobe that they run first cannot be given options; what it
+// finds, they use for nothing but their choice of options.
 var ffmpegSteps = []string{
 	"CopyStream", "ExtractAudio", "FixupDuplicateMoov", "FixupDuration", "FixupM3u8", "FixupM4a", "FixupStretched",
 	"FixupTimestamp", "Merger", "Metadata", "SplitChapters", "VideoConvertor", "VideoRemuxer",
@@ -130,7 +134,8 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []str
 		BufferSize("64K").
 		Downloader("m3u8:native").
 		Downloader("dash:native").
-		DownloaderArgs("ffmpeg_i:-protocol_whitelist " + ffmpegTransports).
+		DownloaderArgs("ffmpeg_i:" + ffmpegStreams).
+		ConcatPlaylist(goytdlp.ConcatPlaylistNever).
 		PlaylistItems(strconv.Itoa(max(at.item, 1)))
 	for _, step := range ffmpegSteps {
 		command.PostProcessorArgs(step + "+ffmpeg_i:" + ffmpegInputs)

@@ -154,14 +154,15 @@ func (g *processGroup) end() {
 	g.id = 0
 }
 
-// groupGone waits until the killed members of a group are gone: a member that is being killed can still write.
+// groupGone waits until the killed members of a group are gone: a member that is being killed can still write. One that
+// is dead and not waited for cannot, and stays where nobody waits for orphans, as in a container without an init.
 func groupGone(id int, within time.Duration) bool {
 	deadline := time.NewTimer(within)
 	defer deadline.Stop()
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
 	for {
-		if err := syscall.Kill(-id, 0); errors.Is(err, syscall.ESRCH) {
+		if err := syscall.Kill(-id, 0); errors.Is(err, syscall.ESRCH) || groupDead(id) {
 			return true
 		}
 		select {

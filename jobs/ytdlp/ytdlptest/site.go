@@ -4,6 +4,7 @@ package ytdlptest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -32,6 +33,7 @@ type Site struct {
 	log     requestLog
 	expired atomic.Int64 // how often Expire was called
 	cuts    atomic.Int64 // bodies cut at /cut-once.mp4
+	turned  atomic.Pointer[string]
 }
 
 // New makes the media with ffmpeg where dir does not have them yet, which takes some seconds, and returns the site. An
@@ -71,6 +73,10 @@ func (s *Site) exhibits() []exhibit {
 		{"/ffmpeg-hang.m3u8", "", "the same, whose key never comes", s.encrypted("/hang")},
 		{"/key", "", "", s.key},
 		{"/dash/{rest...}", "/dash/manifest.mpd", "a DASH stream of 6 seconds, picture and sound apart, in two sizes", s.dash},
+		{"/list.m3u8", "/list.m3u8?segment=/hls/low/0.ts", "an HLS stream of any segment (map and key likewise; method for the key's)", s.list},
+		{"/turning.ts", "/turning.ts", "an MPEG transport stream until Turn is called", s.turning("hls/high/0.ts")},
+		{"/turning.mp4", "/turning.mp4", "an MP4 until Turn is called", s.turning("plain.mp4")},
+		{"/turning.mpd", "/turning.mpd", "a DASH stream of picture and sound apart, until Turn is called", s.apart},
 		{"/drm", "/drm", "a DASH stream that says it is protected", s.file("dash/protected.mpd")},
 		{"/page", "/page", "a page with one film (n to choose)", s.page},
 		{"/gallery", "/gallery", "a page with five films", s.gallery},
@@ -230,6 +236,44 @@ func (s *Site) file(name string) http.HandlerFunc {
 		}
 		http.ServeFile(throttle(w, r), r, s.Path(name))
 	}
+}
+
+// list is a stream of one segment at any address, of this site or not. An address of a segment may be a local file's.
+func (s *Site) list(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+	fmt.Fprintf(w, "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:10\n#EXT-X-PLAYLIST-TYPE:VOD\n")
+	if key := query.Get("key"); key != "" {
+		fmt.Fprintf(w, "#EXT-X-KEY:METHOD=%s,URI=\"%s\"\n", cmp.Or(query.Get("method"), "AES-128"), key)
+	}
+	if start := query.Get("map"); start != "" {
+		fmt.Fprintf(w, "#EXT-X-MAP:URI=\"%s\"\n", start)
+	}
+	fmt.Fprintf(w, "#EXTINF:2.0,\n%s\n#EXT-X-ENDLIST\n", query.Get("segment"))
+}
+
+// Turn makes the /turning films be something else from now on, whatever their names say.
+func (s *Site) Turn(content string) { s.turned.Store(&content) }
+
+func (s *Site) turning(name string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		turned := s.turned.Load()
+		if turned == nil {
+			s.film(name)(w, r)
+			return
+		}
+		serveFilm(w, r, strings.NewReader(*turned))
+	}
+}
+
+func (s *Site) apart(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/dash+xml")
+	fmt.Fprint(w, `<?xml version="1.0"?>
+<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT5S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>
+<AdaptationSet mimeType="video/mp4"><Representation id="picture" codecs="avc1.42c01e" width="640" height="360" bandwidth="500000"><BaseURL>/turning.mp4</BaseURL></Representation></AdaptationSet>
+<AdaptationSet mimeType="audio/mp4"><Representation id="sound" codecs="mp4a.40.2" bandwidth="64000"><BaseURL>/turning.mp4?sound</BaseURL></Representation></AdaptationSet>
+</Period></MPD>
+`)
 }
 
 // --- pages and feeds
