@@ -88,13 +88,13 @@ func (q riverQueue) EnqueueRemoveFilesTx(ctx context.Context, tx pgx.Tx, views [
 	return err
 }
 
-func (q riverQueue) CancelTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	_, err := q.client.JobCancelTx(ctx, tx, jobID)
+func (q riverQueue) CancelTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	_, err := q.client.JobCancelTx(ctx, tx, int64(row))
 	return err
 }
 
-func (q riverQueue) RetryTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	_, err := q.client.JobRetryTx(ctx, tx, jobID)
+func (q riverQueue) RetryTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	_, err := q.client.JobRetryTx(ctx, tx, int64(row))
 	return err
 }
 
@@ -208,20 +208,28 @@ func linkFor(name string) store.LinkFunc {
 	}
 }
 
+// rowOf is the first row of the download's job, as a worker names it.
+func rowOf(d store.Download) store.JobRow { return store.JobRow(*d.JobID) }
+
+// begin is what a worker says that begins to fetch.
+func begin(contentID uuid.UUID, row int64) store.BeginFetchParams {
+	return store.BeginFetchParams{ContentID: contentID, Row: store.JobRow(row), Volume: "volume"}
+}
+
 // fetch plays a worker that runs the download's job to its end.
 func (b *bundle) fetch(d store.Download, name string) {
 	b.t.Helper()
 	b.setJob(*d.JobID, "running")
-	_, err := b.worker.BeginFetch(b.t.Context(), d.ContentID, *d.JobID)
+	_, err := b.worker.BeginFetch(b.t.Context(), begin(d.ContentID, *d.JobID))
 	require.NoError(b.t, err)
-	require.NoError(b.t, b.worker.Publish(b.t.Context(), d.ContentID, *d.JobID, linkFor(name), completeJob(*d.JobID)))
+	require.NoError(b.t, b.worker.Publish(b.t.Context(), d.ContentID, rowOf(d), linkFor(name), completeJob(*d.JobID)))
 }
 
 // expand plays a worker that finds n entries at the download's content.
 func (b *bundle) expand(d store.Download, entries ...store.NewEntry) {
 	b.t.Helper()
 	b.setJob(*d.JobID, "running")
-	require.NoError(b.t, b.worker.Expand(b.t.Context(), d.ContentID, *d.JobID, entries, "", completeJob(*d.JobID)))
+	require.NoError(b.t, b.worker.Expand(b.t.Context(), d.ContentID, rowOf(d), entries, "", completeJob(*d.JobID)))
 	b.setState(d, store.StateRunning)
 }
 

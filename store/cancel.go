@@ -125,7 +125,7 @@ func (s *Store) cancelUnfollowed(ctx context.Context, tx pgx.Tx, jobs map[int64]
 		return errNoQueue
 	}
 	for _, id := range unfollowed {
-		if err := s.queue.CancelTx(ctx, tx, id); err != nil {
+		if err := s.queue.CancelTx(ctx, tx, jobs[id].Row); err != nil {
 			return fmt.Errorf("cancel job %d: %w", id, err)
 		}
 	}

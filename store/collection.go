@@ -37,7 +37,7 @@ func deriveCollections(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) error {
 				WHERE p.id = ANY(@ids)
 					AND p.is_collection
 					AND p.cancelled_at IS NULL
-					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = p.job_id AND j.finalized_at IS NULL)
+					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = `+currentRow("p.job_id")+` AND j.finalized_at IS NULL)
 				GROUP BY p.id
 			), judged AS (
 				SELECT n.id, p.left_out,

@@ -273,7 +273,7 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 	if err != nil {
 		return err
 	}
-	f, err := c.worker.BeginFetch(ctx, contentID, jobID)
+	f, err := c.worker.BeginFetch(ctx, begin(contentID, jobID))
 	if errors.Is(err, store.ErrOtherJob) {
 		_, err := c.pool.Exec(ctx, `UPDATE river.river_job SET state = 'cancelled', finalized_at = now() WHERE id = $1 AND state = 'running'`, jobID)
 		return err
@@ -286,13 +286,13 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 		for _, k := range r.Perm(len(c.urls)) {
 			entries = append(entries, entry(c.urls[k]))
 		}
-		err := c.worker.Expand(ctx, contentID, jobID, entries, "", completeJob(jobID))
+		err := c.worker.Expand(ctx, contentID, store.JobRow(jobID), entries, "", completeJob(jobID))
 		if errors.Is(err, store.ErrInvalid) {
 			err = nil // too deep
 		}
 		return c.note("expanded", err)
 	}
-	return c.note("published", c.worker.Publish(ctx, contentID, jobID, linkFor(contentID.String()+".mp4"), completeJob(jobID)))
+	return c.note("published", c.worker.Publish(ctx, contentID, store.JobRow(jobID), linkFor(contentID.String()+".mp4"), completeJob(jobID)))
 }
 
 // river ends and promotes many jobs in one statement, in any order.

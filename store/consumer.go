@@ -379,7 +379,8 @@ func (r *round) read(ctx context.Context, ids []uuid.UUID) ([]follower, error) {
 		FROM unnest(@ids::uuid[]) AS n (id)
 		JOIN medianest.downloads AS d ON d.id = n.id
 		JOIN medianest.content AS c ON c.id = d.content_id
-		LEFT JOIN river.river_job AS j ON j.id = d.job_id
+		LEFT JOIN medianest.job_map AS m ON m.public_id = d.job_id
+		LEFT JOIN river.river_job AS j ON j.id = coalesce(m.row_id, d.job_id)
 		WHERE d.cancelled_at IS NULL AND d.job_id IS NOT NULL`,
 		pgx.StrictNamedArgs{"ids": ids, "cancelled": reasonCancelled})
 	if err != nil {

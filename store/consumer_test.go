@@ -292,7 +292,7 @@ func TestCollectionFollowsItsChildren(t *testing.T) {
 	ada := b.user("ada")
 	list := b.create(ada, "https://example.com/list")
 	b.setJob(*list.JobID, "running")
-	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
+	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, rowOf(list), []store.NewEntry{
 		entry("https://example.com/1"), entry("https://example.com/2"), entry("https://example.com/3"),
 	}, "", completeJob(*list.JobID)))
 	b.requireState(list, store.StateRunning)
@@ -306,7 +306,7 @@ func TestCollectionFollowsItsChildren(t *testing.T) {
 
 	// The last child is a collection itself: the state goes up through two.
 	b.setJob(*children[2].JobID, "running")
-	require.NoError(t, b.worker.Expand(t.Context(), children[2].ContentID, *children[2].JobID, []store.NewEntry{
+	require.NoError(t, b.worker.Expand(t.Context(), children[2].ContentID, rowOf(children[2]), []store.NewEntry{
 		entry("https://example.com/4"), entry("https://example.com/5"),
 	}, "", completeJob(*children[2].JobID)))
 	b.requireState(children[2], store.StateRunning)
@@ -337,7 +337,7 @@ func TestCollectionSaysWhatWasLeftOut(t *testing.T) {
 	list := b.create(ada, "https://example.com/list")
 	expand := func(leftOut string) {
 		b.setJob(*list.JobID, "running")
-		require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
+		require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, rowOf(list), []store.NewEntry{
 			entry("https://example.com/1"), entry("https://example.com/2"),
 		}, leftOut, completeJob(*list.JobID)))
 		b.followAll()
@@ -384,7 +384,7 @@ func TestLockedRowsAreDoneLater(t *testing.T) {
 	held, free := b.create(ada, "https://example.com/held"), b.create(ada, "https://example.com/free")
 	list := b.create(ada, "https://example.com/list")
 	b.setJob(*list.JobID, "running")
-	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
+	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, rowOf(list), []store.NewEntry{
 		entry("https://example.com/1"), entry("https://example.com/2"),
 	}, "", completeJob(*list.JobID)))
 	b.followAll()
@@ -444,7 +444,7 @@ func TestRebuildReadsThePresent(t *testing.T) {
 			b.setJob(*downloads[202].JobID, "discarded")
 			b.exec(`DELETE FROM river.river_job WHERE id = $1`, *downloads[249].JobID)
 			b.setJob(*list.JobID, "running")
-			require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{
+			require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, rowOf(list), []store.NewEntry{
 				entry("https://example.com/x"), entry("https://example.com/y"),
 			}, "", completeJob(*list.JobID)))
 			for _, c := range b.children(list) {

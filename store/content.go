@@ -34,13 +34,14 @@ const contentColumns = `c.id, c.key, c.url, c.profile, c.job_id, c.generation, c
 // lockedContent is what is known of a content's row that stays so until the transaction ends. The probe may be large and
 // is left out.
 type lockedContent struct {
-	ID    uuid.UUID
-	Key   string
-	JobID *int64
-	Title string
+	ID       uuid.UUID
+	Key      string
+	JobID    *int64
+	Title    string
+	StagedOn string
 }
 
-const lockedContentColumns = `c.id, c.key, c.job_id, c.title`
+const lockedContentColumns = `c.id, c.key, c.job_id, c.title, c.staged_on`
 
 // Wish is a download that follows a job and that its user has not cancelled.
 type Wish struct {
@@ -52,36 +53,71 @@ type Wish struct {
 
 // Fetch is what a worker needs to begin.
 type Fetch struct {
+	JobID      int64 // the job's public id
 	Content    Content
 	Generation int    // of this fetch: no other has had it
 	Wishes     []Wish // by download id; a user may occur more than once
 	Files      []File // of all users
+	LeftOn     string // the volume where what was fetched so far is left behind; "" if there is none but this
+}
+
+// BeginFetchParams say who begins a fetch, and where.
+type BeginFetchParams struct {
+	ContentID uuid.UUID
+	Row       JobRow
+	Volume    string        // the worker's media volume
+	Wait      time.Duration // how long to leave a content to the workers of the volume where it was begun
 }
 
 // BeginFetch begins an attempt of the job at the content. With no wish there is nothing to do: Publish then completes the
 // job, unless somebody joined in the meantime.
 //
-// ErrNotFound if the content is gone. ErrOtherJob if another job is at it, which those who followed this one follow now.
-func (s *Store) BeginFetch(ctx context.Context, contentID uuid.UUID, jobID int64) (Fetch, error) {
+// ErrNotFound if the content is gone. ErrSuperseded if the row does not run, or the job goes on as another. ErrOtherJob if
+// another job is at it, which those who followed this one follow now. ErrStagedElsewhere if what has been fetched so far
+// lies on another volume, a worker of which may go on with it: the job should be put off for a moment. That ends when
+// Wait has passed since it was first said, and the fetch begins from nothing.
+func (s *Store) BeginFetch(ctx context.Context, p BeginFetchParams) (Fetch, error) {
 	var (
-		f          Fetch
-		handedOver bool
+		f       Fetch
+		refusal error
 	)
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
-		content, err := lockContent(ctx, tx, contentID)
+		content, err := lockContent(ctx, tx, p.ContentID)
 		if err != nil {
 			return err
 		}
-		if handedOver, err = handOver(ctx, tx, content, jobID); err != nil || handedOver {
+		if f.JobID, err = publicIDOf(ctx, tx, p.Row); err != nil {
 			return err
+		}
+		handedOver, err := handOver(ctx, tx, content, f.JobID, p.Row)
+		if err != nil {
+			return err
+		}
+		if handedOver {
+			refusal = ErrOtherJob
+			return nil
+		}
+		if f.Wishes, err = queryWishes(ctx, tx, p.ContentID, f.JobID); err != nil {
+			return err
+		}
+		if content.StagedOn != "" && content.StagedOn != p.Volume && len(f.Wishes) > 0 {
+			leave, err := leaveToVolume(ctx, tx, content, p.Wait)
+			if err != nil {
+				return err
+			}
+			if leave {
+				refusal = ErrStagedElsewhere
+				return nil
+			}
+			f.LeftOn = content.StagedOn
 		}
 		// A job that an operator brought back to life takes the content over, so that further wishes join it.
 		rows, err := tx.Query(ctx, `
 			UPDATE medianest.content AS c
-			SET generation = c.generation + 1, job_id = @job_id
+			SET generation = c.generation + 1, job_id = @job_id, staged_on = @volume, staged_wait_from = NULL
 			WHERE c.id = @id
 			RETURNING `+contentColumns,
-			pgx.StrictNamedArgs{"id": contentID, "job_id": jobID})
+			pgx.StrictNamedArgs{"id": p.ContentID, "job_id": f.JobID, "volume": p.Volume})
 		if err != nil {
 			return err
 		}
@@ -89,19 +125,53 @@ func (s *Store) BeginFetch(ctx context.Context, contentID uuid.UUID, jobID int64
 			return err
 		}
 		f.Generation = f.Content.Generation
-		if f.Wishes, err = queryWishes(ctx, tx, contentID, jobID); err != nil {
-			return err
-		}
-		f.Files, err = queryFiles(ctx, tx, contentID)
+		f.Files, err = queryFiles(ctx, tx, p.ContentID)
 		return err
 	})
-	if err == nil && handedOver {
-		err = ErrOtherJob
+	if err == nil {
+		err = refusal
 	}
 	if err != nil {
-		return Fetch{}, fmt.Errorf("begin fetch of content %s by job %d: %w", contentID, jobID, err)
+		return Fetch{}, fmt.Errorf("begin fetch of content %s by row %d: %w", p.ContentID, p.Row, err)
 	}
 	return f, nil
+}
+
+// leaveToVolume reports whether the locked content is left to the workers of the volume that it is staged on: there is
+// one that takes jobs, and the wait for it, which begins with the first such answer, is not over.
+func leaveToVolume(ctx context.Context, tx pgx.Tx, content lockedContent, wait time.Duration) (bool, error) {
+	tag, err := tx.Exec(ctx, `
+		UPDATE medianest.content AS c
+		SET staged_wait_from = coalesce(c.staged_wait_from, now())
+		WHERE c.id = @id
+			AND coalesce(c.staged_wait_from, now()) > now() - @wait::interval
+			AND EXISTS (
+				SELECT
+				FROM medianest.worker AS w
+				WHERE w.volume = c.staged_on
+					AND w.mode IN ('up', 'work')
+					AND w.expires_at > now()
+					AND w.drain_asked_at IS NULL
+			)`,
+		pgx.StrictNamedArgs{"id": content.ID, "wait": wait})
+	if err != nil {
+		return false, fmt.Errorf("look for a worker of volume %q: %w", content.StagedOn, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// ForgetStaged says that nothing that has been fetched of the content is kept: any worker may begin anew. A content that
+// is gone is no error.
+func (s *Store) ForgetStaged(ctx context.Context, contentID uuid.UUID) error {
+	_, err := s.pool.Exec(ctx, `
+		UPDATE medianest.content
+		SET staged_on = '', staged_wait_from = NULL
+		WHERE id = @id AND (staged_on <> '' OR staged_wait_from IS NOT NULL)`,
+		pgx.StrictNamedArgs{"id": contentID})
+	if err != nil {
+		return fmt.Errorf("forget what is staged of content %s: %w", contentID, interpret(err))
+	}
+	return nil
 }
 
 // Wishes lists the downloads that follow the job now.

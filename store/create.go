@@ -101,7 +101,7 @@ func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (content l
 		RETURNING `+lockedContentColumns+`, c.xmax = 0`,
 		pgx.StrictNamedArgs{
 			"id": uuid.Must(uuid.NewV7()), "key": storedKey(n.ContentKey), "url": n.URL, "profile": n.Profile,
-		}).Scan(&content.ID, &content.Key, &content.JobID, &content.Title, &made)
+		}).Scan(&content.ID, &content.Key, &content.JobID, &content.Title, &content.StagedOn, &made)
 	if err != nil {
 		return lockedContent{}, false, fmt.Errorf("lock content: %w", err)
 	}
@@ -116,7 +116,8 @@ func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uu
 	err := tx.QueryRow(ctx, `
 		SELECT d.id
 		FROM medianest.downloads AS d
-		LEFT JOIN river.river_job AS j ON j.id = d.job_id
+		LEFT JOIN medianest.job_map AS m ON m.public_id = d.job_id
+		LEFT JOIN river.river_job AS j ON j.id = coalesce(m.row_id, d.job_id)
 		WHERE d.content_id = @content_id
 			AND d.user_id = @user_id
 			AND d.parent_id IS NULL

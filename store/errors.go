@@ -23,9 +23,13 @@ var (
 	// ErrIdempotencyMismatch says that an idempotency key was used before, for a different request.
 	ErrIdempotencyMismatch = errors.New("idempotency key was used for a different request")
 
-	// ErrSuperseded says that a worker's job is no longer its own: cancelled, rescued or run by another. What the
+	// ErrSuperseded says that a worker's job is no longer its own: cancelled, or gone on elsewhere. What the
 	// worker did must not be written.
 	ErrSuperseded = errors.New("superseded")
+
+	// ErrStagedElsewhere says that what has been fetched of a content so far lies on another volume, and a worker of
+	// that volume is there to go on with it.
+	ErrStagedElsewhere = errors.New("staged on another volume")
 
 	// ErrOtherJob says that another job is at the content: this one has nothing to do and nobody to do it for.
 	ErrOtherJob = errors.New("another job is at it")

@@ -16,6 +16,9 @@ import (
 const (
 	TopicJobState      = "job.state"
 	TopicDownloadState = "download.state"
+	TopicWorkerJoined  = "worker.joined"
+	TopicWorkerLeft    = "worker.left"
+	TopicWorkerLost    = "worker.lost"
 )
 
 var (
@@ -46,19 +49,27 @@ type Event struct {
 
 	At            time.Time
 	Topic         string
-	State         string
+	State         string // empty: of worker topics
 	PreviousState string // empty for what began
 	JobID         int64  // 0: a download that follows no job
 	Kind          string // of job.state
 	Queue         string // of job.state
 	Attempt       int    // of job.state
 	Reason        string
-	UserID        *uuid.UUID // of download.state: the owner
-	DownloadID    *uuid.UUID // of download.state
-	ParentID      *uuid.UUID // of download.state: the collection it belongs to
+	UserID        *uuid.UUID   // of download.state: the owner
+	DownloadID    *uuid.UUID   // of download.state
+	ParentID      *uuid.UUID   // of download.state: the collection it belongs to
+	Worker        *EventWorker // of worker topics
 
 	// Viewers are the downloads that follow or followed the job, by id; of job.state. Their owners may see the event.
 	Viewers []EventViewer
+}
+
+// EventWorker is the process that came or went.
+type EventWorker struct {
+	ID   string `json:"id"`
+	Mode string `json:"mode"`
+	Host string `json:"host"`
 }
 
 // EventViewer is a user who may see a job, by one of its downloads.
@@ -159,7 +170,7 @@ func (s *Store) EventsAfter(ctx context.Context, q EventQuery) ([]Event, error) 
 func queryEvents(ctx context.Context, db rowQuerier, q EventQuery) ([]Event, error) {
 	rows, err := db.Query(ctx, `
 		SELECT e.tick, e.id, e.at, e.topic, e.state, e.previous_state, coalesce(e.job_id, 0), coalesce(e.kind, ''),
-			coalesce(e.queue, ''), coalesce(e.attempt, 0), coalesce(e.reason, ''), e.user_id, e.download_id, e.parent_id
+			coalesce(e.queue, ''), coalesce(e.attempt, 0), coalesce(e.reason, ''), e.user_id, e.download_id, e.parent_id, e.worker
 		FROM medianest.events_after(@epoch, @tick, @id, @to_tick, @max_rows, @for_user) AS e`,
 		pgx.StrictNamedArgs{
 			"epoch": q.Epoch, "tick": q.After.Tick, "id": q.After.ID, "to_tick": q.ToTick, "max_rows": q.Limit, "for_user": q.UserID,
@@ -169,7 +180,7 @@ func queryEvents(ctx context.Context, db rowQuerier, q EventQuery) ([]Event, err
 	}
 	events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e Event, err error) {
 		err = row.Scan(&e.Tick, &e.ID, &e.At, &e.Topic, &e.State, &e.PreviousState, &e.JobID, &e.Kind,
-			&e.Queue, &e.Attempt, &e.Reason, &e.UserID, &e.DownloadID, &e.ParentID)
+			&e.Queue, &e.Attempt, &e.Reason, &e.UserID, &e.DownloadID, &e.ParentID, &e.Worker)
 		return e, err
 	})
 	return events, expired(err)
@@ -220,9 +231,10 @@ type WatchedJob struct {
 // WatchedJobs looks up those of the jobs that are there.
 func (s *Store) WatchedJobs(ctx context.Context, jobIDs []int64) (map[int64]WatchedJob, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT j.id, j.kind, j.queue
+		SELECT n.id, j.kind, j.queue
 		FROM unnest(@ids::bigint[]) AS n (id)
-		JOIN river.river_job AS j ON j.id = n.id`,
+		LEFT JOIN medianest.job_map AS m ON m.public_id = n.id
+		JOIN river.river_job AS j ON j.id = coalesce(m.row_id, n.id)`,
 		pgx.StrictNamedArgs{"ids": jobIDs})
 	if err != nil {
 		return nil, fmt.Errorf("look up %d jobs: %w", len(jobIDs), interpret(err))

@@ -33,18 +33,18 @@ type NewEntry struct {
 // twice, and those that are the collection itself or one above it, are left out. leftOut says what else is, in words fit
 // to be shown, or is empty: the collection completes with it as some_children_failed.
 //
-// ErrSuperseded if the job does not run any more; ErrNotFound if the content is gone; ErrInvalid if there is nothing to
+// ErrSuperseded if the row does not run, or the job goes on as another; ErrNotFound if the content is gone; ErrInvalid if there is nothing to
 // add, too much, or too deep.
-func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, jobID int64, entries []NewEntry, leftOut string, complete CompleteFunc) error {
+func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, row JobRow, entries []NewEntry, leftOut string, complete CompleteFunc) error {
 	entries, err := checkEntries(entries)
 	if err != nil {
-		return fmt.Errorf("expand content %s by job %d: %w", contentID, jobID, err)
+		return fmt.Errorf("expand content %s by row %d: %w", contentID, row, err)
 	}
 	// Retention may delete an old content between the look whether it is there and the lock on it.
 	const rounds = 3
 	for range rounds {
 		err = s.inTx(ctx, func(tx pgx.Tx) error {
-			x := expansion{store: s, tx: tx, jobID: jobID, entries: entries}
+			x := expansion{store: s, tx: tx, row: row, entries: entries}
 			if err := x.lockContents(ctx, contentID); err != nil {
 				return err
 			}
@@ -64,7 +64,7 @@ func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, jobID int64, en
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("expand content %s by job %d: %w", contentID, jobID, err)
+		return fmt.Errorf("expand content %s by row %d: %w", contentID, row, err)
 	}
 	return nil
 }
@@ -94,9 +94,10 @@ func checkEntries(entries []NewEntry) ([]NewEntry, error) {
 type expansion struct {
 	store   *Store
 	tx      pgx.Tx
-	jobID   int64
+	row     JobRow
 	entries []NewEntry
 
+	jobID    int64
 	self     lockedContent
 	contents map[string]lockedContent // of the entries, by key
 
@@ -163,6 +164,10 @@ func (x *expansion) lockContents(ctx context.Context, contentID uuid.UUID) error
 
 // lockDownloads locks the wishes with their children and what is above them, and the jobs of all contents.
 func (x *expansion) lockDownloads(ctx context.Context) error {
+	var err error
+	if x.jobID, err = publicIDOf(ctx, x.tx, x.row); err != nil {
+		return err
+	}
 	wishes, err := queryWishes(ctx, x.tx, x.self.ID, x.jobID)
 	if err != nil {
 		return fmt.Errorf("list wishes: %w", err)
@@ -205,7 +210,7 @@ func (x *expansion) lockDownloads(ctx context.Context) error {
 	if x.jobs, err = lockJobs(ctx, x.tx, jobIDs); err != nil {
 		return err
 	}
-	return checkRunning(x.jobs, x.jobID)
+	return checkRunning(x.jobs, x.jobID, x.row)
 }
 
 // newChild is a child to insert.
@@ -301,7 +306,7 @@ func insertChildren(ctx context.Context, tx pgx.Tx, children []newChild, attachm
 func (x *expansion) markCollections(ctx context.Context, leftOut string) error {
 	if _, err := x.tx.Exec(ctx, `
 		UPDATE medianest.content
-		SET is_collection = true, failure_detail = ''
+		SET is_collection = true, failure_detail = '', staged_on = '', staged_wait_from = NULL
 		WHERE id = @id`,
 		pgx.StrictNamedArgs{"id": x.self.ID}); err != nil {
 		return fmt.Errorf("mark content as collection: %w", err)

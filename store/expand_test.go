@@ -63,13 +63,13 @@ func TestExpandRefusesWhatIsNoCollection(t *testing.T) {
 		"too many":  many,
 		"empty key": {{URL: "https://site.test/1"}},
 	} {
-		err := b.worker.Expand(ctx, list.ContentID, *list.JobID, entries, "", completeJob(*list.JobID))
+		err := b.worker.Expand(ctx, list.ContentID, rowOf(list), entries, "", completeJob(*list.JobID))
 		require.ErrorIs(t, err, store.ErrInvalid, name)
 	}
-	require.ErrorIs(t, b.worker.Expand(ctx, uuid.New(), *list.JobID, []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*list.JobID)), store.ErrNotFound)
+	require.ErrorIs(t, b.worker.Expand(ctx, uuid.New(), rowOf(list), []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*list.JobID)), store.ErrNotFound)
 
 	boom := errors.New("boom")
-	require.ErrorIs(t, b.worker.Expand(ctx, list.ContentID, *list.JobID, []store.NewEntry{entry("https://site.test/1"), entry("https://site.test/2")},
+	require.ErrorIs(t, b.worker.Expand(ctx, list.ContentID, rowOf(list), []store.NewEntry{entry("https://site.test/1"), entry("https://site.test/2")},
 		"", func(context.Context, pgx.Tx) error { return boom }), boom)
 	require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.downloads`))
 	require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.content`))
@@ -89,7 +89,7 @@ func TestExpandDoesNotGoRound(t *testing.T) {
 		level = kids[0]
 	}
 	b.setJob(*level.JobID, "running")
-	err := b.worker.Expand(t.Context(), level.ContentID, *level.JobID, []store.NewEntry{entry("https://site.test/4")}, "", completeJob(*level.JobID))
+	err := b.worker.Expand(t.Context(), level.ContentID, rowOf(level), []store.NewEntry{entry("https://site.test/4")}, "", completeJob(*level.JobID))
 	require.ErrorIs(t, err, store.ErrInvalid)
 }
 
@@ -100,7 +100,7 @@ func TestExpandWithoutAWishOnlyCompletes(t *testing.T) {
 	list := b.create(ann, "https://site.test/list")
 	b.setJob(*list.JobID, "running")
 	require.NoError(t, b.api.DeleteDownload(t.Context(), list.ID, ann.Viewer()))
-	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, *list.JobID, []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*list.JobID)))
+	require.NoError(t, b.worker.Expand(t.Context(), list.ContentID, rowOf(list), []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*list.JobID)))
 	require.Equal(t, "completed", b.jobState(*list.JobID))
 	require.Zero(t, b.count(`SELECT count(*) FROM medianest.downloads`))
 }

@@ -8,11 +8,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// handOver lets the downloads that follow the job follow the one that is at the locked content by now, and reports
-// whether there is one. An operator may bring back a job that ended long ago, while another one fetches the same.
-func handOver(ctx context.Context, tx pgx.Tx, content lockedContent, jobID int64) (bool, error) {
+// handOver locks the job, which runs as the row, lets the downloads that follow it follow the one that is at the locked
+// content by now, and reports whether there is one. An operator may bring back a job that ended long ago, while another one fetches the same.
+func handOver(ctx context.Context, tx pgx.Tx, content lockedContent, jobID int64, row JobRow) (bool, error) {
 	if content.JobID == nil || *content.JobID == jobID {
-		return false, nil
+		return false, lockRunning(ctx, tx, jobID, row)
 	}
 	// The downloads before the jobs, also where it turns out that they stay.
 	wishes, err := queryWishes(ctx, tx, content.ID, jobID)
@@ -29,6 +29,9 @@ func handOver(ctx context.Context, tx pgx.Tx, content lockedContent, jobID int64
 	}
 	jobs, err := lockJobs(ctx, tx, []int64{jobID, *content.JobID})
 	if err != nil {
+		return false, err
+	}
+	if err := checkRunning(jobs, jobID, row); err != nil {
 		return false, err
 	}
 	other, ok := jobs[*content.JobID]

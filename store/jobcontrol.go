@@ -10,9 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// CancelJob cancels a job. For an admin that is the job itself, whoever follows it. Others cancel the downloads of
-// their own that follow it, which ends the job unless somebody else wishes for it. ErrConflict if the job has ended, or
-// nothing of the viewer's follows it any more.
+// CancelJob cancels a job, given its public id or that of any row that it has had. For an admin that is the job itself,
+// whoever follows it. Others cancel the downloads of their own that follow it, which ends the job unless somebody else
+// wishes for it. ErrConflict if the job has ended, or nothing of the viewer's follows it any more.
 func (s *Store) CancelJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 	var job Job
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
@@ -23,14 +23,14 @@ func (s *Store) CancelJob(ctx context.Context, id int64, v Viewer) (Job, error) 
 			return fmt.Errorf("it has ended: %w", ErrConflict)
 		}
 		if v.Admin {
-			err = s.cancelJobForAll(ctx, tx, id)
+			err = s.cancelJobForAll(ctx, tx, job.ID)
 		} else {
-			err = s.cancelJobFor(ctx, tx, id, v.UserID)
+			err = s.cancelJobFor(ctx, tx, job.ID, v.UserID)
 		}
 		if err != nil {
 			return err
 		}
-		job, err = findJob(ctx, tx, id, v)
+		job, err = findJob(ctx, tx, job.ID, v)
 		return err
 	})
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Store) cancelJobForAll(ctx context.Context, tx pgx.Tx, id int64) error 
 	if s.queue == nil {
 		return errNoQueue
 	}
-	return s.queue.CancelTx(ctx, tx, id)
+	return s.queue.CancelTx(ctx, tx, job.Row)
 }
 
 func (s *Store) cancelJobFor(ctx context.Context, tx pgx.Tx, id int64, userID uuid.UUID) error {
@@ -78,9 +78,10 @@ func (s *Store) cancelJobFor(ctx context.Context, tx pgx.Tx, id int64, userID uu
 	return nil
 }
 
-// RetryJob makes a job that ended badly, or waits to be tried again, available now. The downloads that follow it come
-// back to life by the outbox, but not those that their users cancelled, except the viewer's own. ErrConflict if the job
-// runs, is available already or has completed, if another job is at the content by now, or if nobody wishes for it.
+// RetryJob makes a job that ended badly, or waits to be tried again, available now; the id is as CancelJob takes it. The
+// downloads that follow it come back to life by the outbox, but not those that their users cancelled, except the viewer's
+// own. ErrConflict if the job runs, is available already or has completed, if another job is at the content by now, or if
+// nobody wishes for it.
 func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 	var job Job
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
@@ -88,25 +89,26 @@ func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 			return err
 		}
 		// The content first, then the viewer's downloads, then the job.
-		content, err := contentOfJob(ctx, tx, id)
+		content, err := contentOfJob(ctx, tx, job.ID)
 		if err != nil {
 			return err
 		}
 		if content != nil {
-			if err := reviveOwn(ctx, tx, id, v.UserID); err != nil {
+			if err := reviveOwn(ctx, tx, job.ID, v.UserID); err != nil {
 				return err
 			}
 		}
-		if err := lockToRetry(ctx, tx, id, content); err != nil {
+		row, err := lockToRetry(ctx, tx, job.ID, content)
+		if err != nil {
 			return err
 		}
 		if s.queue == nil {
 			return errNoQueue
 		}
-		if err := s.queue.RetryTx(ctx, tx, id); err != nil {
+		if err := s.queue.RetryTx(ctx, tx, row); err != nil {
 			return err
 		}
-		job, err = findJob(ctx, tx, id, v)
+		job, err = findJob(ctx, tx, job.ID, v)
 		return err
 	})
 	if err != nil {
@@ -163,29 +165,30 @@ func reviveOwn(ctx context.Context, tx pgx.Tx, jobID int64, userID uuid.UUID) er
 	return nil
 }
 
-// lockToRetry locks the job, which is of the locked content or of none, and makes it the content's job.
-func lockToRetry(ctx context.Context, tx pgx.Tx, id int64, content *lockedContent) error {
+// lockToRetry locks the job, which is of the locked content or of none, and makes it the content's job. It returns the
+// job's row.
+func lockToRetry(ctx context.Context, tx pgx.Tx, id int64, content *lockedContent) (JobRow, error) {
 	ids := []int64{id}
 	if content != nil && content.JobID != nil {
 		ids = append(ids, *content.JobID)
 	}
 	jobs, err := lockJobs(ctx, tx, ids)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	job, ok := jobs[id]
 	if !ok {
-		return ErrNotFound
+		return 0, ErrNotFound
 	}
 	if !slices.Contains([]string{"cancelled", "discarded", "retryable", "scheduled"}, job.State) {
-		return fmt.Errorf("it is %s: %w", job.State, ErrConflict)
+		return 0, fmt.Errorf("it is %s: %w", job.State, ErrConflict)
 	}
 	if content == nil {
-		return nil
+		return job.Row, nil
 	}
 	if content.JobID != nil && *content.JobID != id {
 		if other, ok := jobs[*content.JobID]; ok && !other.final() {
-			return fmt.Errorf("job %d is at the content by now: %w", other.ID, ErrConflict)
+			return 0, fmt.Errorf("job %d is at the content by now: %w", other.ID, ErrConflict)
 		}
 	}
 	var followed bool
@@ -198,12 +201,12 @@ func lockToRetry(ctx context.Context, tx pgx.Tx, id int64, content *lockedConten
 		SELECT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.job_id = @job_id AND d.cancelled_at IS NULL)`,
 		pgx.StrictNamedArgs{"job_id": id, "content_id": content.ID}).Scan(&followed)
 	if err != nil {
-		return fmt.Errorf("take content over: %w", err)
+		return 0, fmt.Errorf("take content over: %w", err)
 	}
 	if !followed {
-		return fmt.Errorf("no download follows it: %w", ErrConflict)
+		return 0, fmt.Errorf("no download follows it: %w", ErrConflict)
 	}
-	return nil
+	return job.Row, nil
 }
 
 // lockJobAndContent locks the content of a download job, which is nil for other kinds, and the job.
@@ -229,7 +232,7 @@ func contentOfJob(ctx context.Context, tx pgx.Tx, id int64) (*lockedContent, err
 	err := tx.QueryRow(ctx, `
 		SELECT j.args ->> 'content_id'
 		FROM river.river_job AS j
-		WHERE j.id = @id AND j.kind = 'download'`,
+		WHERE j.id = `+currentRow("@id::bigint")+` AND j.kind = 'download'`,
 		pgx.StrictNamedArgs{"id": id}).Scan(&text)
 	if errors.Is(err, pgx.ErrNoRows) || (err == nil && text == nil) {
 		return nil, nil // a job without a content is no fault

@@ -19,9 +19,10 @@ var JobStates = []string{"available", "cancelled", "completed", "discarded", "pe
 // maxJobDownloads bounds how many downloads are told with a job.
 const maxJobDownloads = 100
 
-// Job is a job as its row is now. Rows of ended jobs are kept for a while only.
+// Job is a job as its present row is. Rows of ended jobs are kept for a while only.
 type Job struct {
-	ID          int64
+	ID          int64  // public: that of its first row
+	Row         JobRow // that stands for it now
 	Kind        string
 	Queue       string
 	State       string
@@ -46,7 +47,8 @@ type JobError struct {
 	Error   string    `json:"error"`
 }
 
-// JobFilter says which jobs to list, newest first.
+// JobFilter says which jobs to list, newest first. In an admin's list, a job that lost its worker has the place of its
+// present row.
 type JobFilter struct {
 	Viewer Viewer // an admin sees all, others those that a download of theirs follows or followed
 	Kinds  []string
@@ -58,7 +60,7 @@ type JobFilter struct {
 
 // jobColumns reads of attempted_by and errors only so much that a page of jobs stays small. The reason of an attempt
 // before the last one is not passed off as the last one's; a snooze counts an attempt back.
-const jobColumns = `j.id, j.kind, j.queue, j.state::text AS state, j.priority, j.attempt, j.max_attempts, j.created_at, j.scheduled_at,
+const jobColumns = `medianest.public_id(j.id, j.metadata) AS id, j.id AS row, j.kind, j.queue, j.state::text AS state, j.priority, j.attempt, j.max_attempts, j.created_at, j.scheduled_at,
 			j.attempted_at, j.finalized_at,
 			coalesce(j.attempted_by[greatest(1, cardinality(j.attempted_by) - 9):], '{}') AS attempted_by,
 			CASE
@@ -71,12 +73,12 @@ const jobColumns = `j.id, j.kind, j.queue, j.state::text AS state, j.priority, j
 			ARRAY(
 				SELECT v.download_id
 				FROM medianest.job_viewer AS v
-				WHERE v.job_id = j.id AND (@admin OR v.user_id = @user_id)
+				WHERE v.job_id = medianest.public_id(j.id, j.metadata) AND (@admin OR v.user_id = @user_id)
 				ORDER BY v.download_id
 				LIMIT @max_downloads
 			) AS download_ids`
 
-// FindJob returns a job that the viewer may see.
+// FindJob returns a job that the viewer may see. The id may also be that of any row that the job has had.
 func (s *Store) FindJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 	job, err := findJob(ctx, s.pool, id, v)
 	if err != nil {
@@ -88,9 +90,8 @@ func (s *Store) FindJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 func findJob(ctx context.Context, db rowQuerier, id int64, v Viewer) (Job, error) {
 	rows, err := db.Query(ctx, `
 		SELECT `+jobColumns+`, to_jsonb(coalesce(j.errors, '{}')) AS errors
-		FROM river.river_job AS j
-		WHERE j.id = @id
-			AND (@admin OR EXISTS (SELECT FROM medianest.job_viewer AS v WHERE v.job_id = j.id AND v.user_id = @user_id))`,
+		FROM `+jobByAnyID+`
+		WHERE @admin OR EXISTS (SELECT FROM medianest.job_viewer AS v WHERE v.job_id = n.id AND v.user_id = @user_id)`,
 		pgx.StrictNamedArgs{"id": id, "admin": v.Admin, "user_id": v.UserID, "max_downloads": maxJobDownloads})
 	if err != nil {
 		return Job{}, err
@@ -118,7 +119,7 @@ func (s *Store) ListJobs(ctx context.Context, f JobFilter) (page []Job, next str
 	}
 	if len(page) > limit {
 		page = page[:limit]
-		next = jobCursor(page[limit-1].ID)
+		next = jobCursor(page[limit-1], f.Viewer)
 	}
 	return page, next, nil
 }
@@ -127,7 +128,7 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 	args := pgx.StrictNamedArgs{
 		"admin": f.Viewer.Admin, "user_id": f.Viewer.UserID, "max_downloads": maxJobDownloads, "limit": limit + 1,
 	}
-	where := []string{"true"}
+	where := []string{"NOT j.metadata ? 'superseded_by'"}
 	for _, c := range []struct {
 		field, column string
 		values        []string
@@ -178,7 +179,8 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 			WHERE ` + visible + `
 			ORDER BY w.job_id DESC
 		) AS mine
-		JOIN river.river_job AS j ON j.id = mine.job_id`
+		LEFT JOIN medianest.job_map AS m ON m.public_id = mine.job_id
+		JOIN river.river_job AS j ON j.id = coalesce(m.row_id, mine.job_id)`
 	}
 	order := "j.id DESC"
 	if !f.Viewer.Admin {
@@ -192,6 +194,11 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 		LIMIT @limit`, args, nil
 }
 
-func jobCursor(id int64) string {
+// jobCursor is the last job's place in the order of the viewer's list.
+func jobCursor(last Job, v Viewer) string {
+	id := last.ID
+	if v.Admin {
+		id = int64(last.Row)
+	}
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint64(nil, uint64(id))) //nolint:gosec // all 64 bits are the value
 }

@@ -18,6 +18,9 @@ import (
 //	downloads    all that it needs, in one statement, by id: the collections above and the items below included
 //	river_job    one row by waiting for it; several by lockJobs, which never waits while it holds one
 //
+// A reclaim, by which a job that lost its worker goes on as another row, takes rows of river_job and of job_map only, the
+// former without waiting.
+//
 // Whoever changes which downloads follow a job, or finishes a job's work, holds the job's content: two transactions
 // about the same job therefore never meet at its row, only with River itself. The outbox's consumer takes downloads
 // only, by id as well.
@@ -207,11 +210,13 @@ const treeBelow = `
 
 // lockedJob is what is known of a job's row that cannot change before the transaction ends, unless it is final.
 type lockedJob struct {
-	ID          int64
+	ID          int64 // public
+	Row         JobRow
 	State       string
 	ScheduledAt time.Time
 	CancelAsked bool   // it runs, and its end is asked for
 	Parked      string // why its worker put it off, if it is scheduled
+	Superseded  bool   // the job goes on as another row
 }
 
 func (j lockedJob) final() bool { return isFinalJobState(j.State) }
@@ -220,27 +225,31 @@ func isFinalJobState(state string) bool {
 	return state == "completed" || state == "cancelled" || state == "discarded"
 }
 
-const lockedJobColumns = `j.id, j.state::text AS state, j.scheduled_at, j.metadata ? 'cancel_attempted_at' AS cancel_asked,
+const lockedJobColumns = `n.id, j.id AS row, j.state::text AS state, j.scheduled_at, j.metadata ? 'cancel_attempted_at' AS cancel_asked,
 	CASE WHEN j.state = 'scheduled' AND j.metadata ->> 'reason_attempt' = (j.attempt + 1)::text
-		THEN coalesce(j.metadata ->> 'reason', '') ELSE '' END AS parked`
+		THEN coalesce(j.metadata ->> 'reason', '') ELSE '' END AS parked,
+	j.metadata ? 'superseded_by' AS superseded`
 
-// lockJobs locks those of the jobs that are not final, and returns all that exist. The content of each download job
-// among them is locked already.
+// lockJobs locks the present rows of those of the jobs that are not final, and returns all that exist, by public id. The
+// content of each download job among them is locked already.
 //
 // River updates many jobs in one statement in no order that we could follow. With one row there can be no circle. With
 // several, a row that somebody holds is not waited for while others are held: everything is given back and tried
-// again.
+// again. So it is with a row that turns out to be superseded once it is locked: its job goes on as one that only a later
+// statement sees.
 func lockJobs(ctx context.Context, tx pgx.Tx, ids []int64) (map[int64]lockedJob, error) {
 	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
 	switch len(ids) {
 	case 0:
 		return map[int64]lockedJob{}, nil
 	case 1:
-		jobs, err := queryJobs(ctx, tx, `WHERE j.id = ANY(@ids) FOR UPDATE`, ids)
+		jobs, err := queryJobs(ctx, tx, `FOR UPDATE OF j`, ids)
 		if err != nil {
 			return nil, fmt.Errorf("lock job %d: %w", ids[0], err)
 		}
-		return jobs, nil
+		if !jobs[ids[0]].Superseded {
+			return jobs, nil
+		}
 	}
 	start := time.Now()
 	for pause := jobLockPauseMin; ; pause = min(2*pause, jobLockPauseMax) {
@@ -274,11 +283,11 @@ func tryLockJobs(ctx context.Context, outer pgx.Tx, ids []int64) (_ map[int64]lo
 			err = errors.Join(err, tx.Rollback(ctx))
 		}
 	}()
-	locked, err := queryJobs(ctx, tx, `WHERE j.id = ANY(@ids) AND j.finalized_at IS NULL ORDER BY j.id FOR UPDATE SKIP LOCKED`, ids)
+	locked, err := queryJobs(ctx, tx, `WHERE j.finalized_at IS NULL ORDER BY j.id FOR UPDATE OF j SKIP LOCKED`, ids)
 	if err != nil {
 		return nil, false, err
 	}
-	all, err := queryJobs(ctx, tx, `WHERE j.id = ANY(@ids)`, ids)
+	all, err := queryJobs(ctx, tx, ``, ids)
 	if err != nil {
 		return nil, false, err
 	}
@@ -293,8 +302,14 @@ func tryLockJobs(ctx context.Context, outer pgx.Tx, ids []int64) (_ map[int64]lo
 	return all, true, nil
 }
 
-func queryJobs(ctx context.Context, tx pgx.Tx, where string, ids []int64) (map[int64]lockedJob, error) {
-	rows, err := tx.Query(ctx, `SELECT `+lockedJobColumns+` FROM river.river_job AS j `+where, pgx.StrictNamedArgs{"ids": ids})
+func queryJobs(ctx context.Context, tx pgx.Tx, tail string, ids []int64) (map[int64]lockedJob, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT `+lockedJobColumns+`
+		FROM unnest(@ids::bigint[]) AS n (id)
+		LEFT JOIN medianest.job_map AS m ON m.public_id = n.id
+		JOIN river.river_job AS j ON j.id = coalesce(m.row_id, n.id)
+		`+tail,
+		pgx.StrictNamedArgs{"ids": ids})
 	if err != nil {
 		return nil, err
 	}

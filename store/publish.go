@@ -22,17 +22,21 @@ type CompleteFunc func(ctx context.Context, tx pgx.Tx) error
 //
 // What was a collection and has become a single film is none any more, unless it still has children: those it follows.
 //
-// ErrSuperseded if the job does not run any more; ErrNotFound if the content is gone.
-func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, link LinkFunc, complete CompleteFunc) error {
+// ErrSuperseded if the row does not run, or the job goes on as another; ErrNotFound if the content is gone.
+func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, row JobRow, link LinkFunc, complete CompleteFunc) error {
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		if _, err := lockContent(ctx, tx, contentID); err != nil {
+			return err
+		}
+		jobID, err := publicIDOf(ctx, tx, row)
+		if err != nil {
 			return err
 		}
 		if err := unmarkCollections(ctx, tx, contentID, jobID); err != nil {
 			return err
 		}
 		// The downloads' rows are not locked: linking may take long, and who only looks after their states goes on.
-		if err := lockRunning(ctx, tx, jobID); err != nil {
+		if err := lockRunning(ctx, tx, jobID, row); err != nil {
 			return err
 		}
 		wishes, err := queryWishes(ctx, tx, contentID, jobID)
@@ -46,7 +50,7 @@ func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, l
 		}
 		if _, err := tx.Exec(ctx, `
 			UPDATE medianest.content
-			SET failure_detail = ''
+			SET failure_detail = '', staged_on = '', staged_wait_from = NULL
 			WHERE id = @id`,
 			pgx.StrictNamedArgs{"id": contentID}); err != nil {
 			return err
@@ -54,7 +58,7 @@ func (s *Store) Publish(ctx context.Context, contentID uuid.UUID, jobID int64, l
 		return complete(ctx, tx)
 	})
 	if err != nil {
-		return fmt.Errorf("publish content %s by job %d: %w", contentID, jobID, err)
+		return fmt.Errorf("publish content %s by row %d: %w", contentID, row, err)
 	}
 	return nil
 }
@@ -79,22 +83,6 @@ func unmarkCollections(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, jobI
 		pgx.StrictNamedArgs{"job_id": jobID, "content_id": contentID})
 	if err != nil {
 		return fmt.Errorf("unmark collections: %w", err)
-	}
-	return nil
-}
-
-// lockRunning locks the job's row; ErrSuperseded if the job does not run.
-func lockRunning(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	jobs, err := lockJobs(ctx, tx, []int64{jobID})
-	if err != nil {
-		return err
-	}
-	return checkRunning(jobs, jobID)
-}
-
-func checkRunning(jobs map[int64]lockedJob, jobID int64) error {
-	if job, ok := jobs[jobID]; !ok || job.State != "running" {
-		return fmt.Errorf("job %d does not run: %w", jobID, ErrSuperseded)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func TestBeginFetch(t *testing.T) {
 	require.NoError(t, err)
 	b.setJob(*anns.JobID, "running")
 
-	f, err := b.worker.BeginFetch(ctx, anns.ContentID, *anns.JobID)
+	f, err := b.worker.BeginFetch(ctx, begin(anns.ContentID, *anns.JobID))
 	require.NoError(t, err)
 	require.Equal(t, 1, f.Generation)
 	require.Equal(t, "https://site.test/a", f.Content.URL)
@@ -37,11 +37,11 @@ func TestBeginFetch(t *testing.T) {
 		{DownloadID: bens.ID, UserID: ben.ID, UserName: "ben"},
 	}, f.Wishes)
 
-	f, err = b.worker.BeginFetch(ctx, anns.ContentID, *anns.JobID)
+	f, err = b.worker.BeginFetch(ctx, begin(anns.ContentID, *anns.JobID))
 	require.NoError(t, err)
 	require.Equal(t, 2, f.Generation)
 
-	_, err = b.worker.BeginFetch(ctx, uuid.New(), *anns.JobID)
+	_, err = b.worker.BeginFetch(ctx, begin(uuid.New(), *anns.JobID))
 	require.ErrorIs(t, err, store.ErrNotFound)
 }
 
@@ -53,13 +53,13 @@ func TestBeginFetchBeforeTheConsumerFollowed(t *testing.T) {
 	d := b.create(ann, "https://site.test/a")
 	b.end(d, "discarded", store.StateFailed)
 	b.setJob(*d.JobID, "running")
-	f, err := b.worker.BeginFetch(t.Context(), d.ContentID, *d.JobID)
+	f, err := b.worker.BeginFetch(t.Context(), begin(d.ContentID, *d.JobID))
 	require.NoError(t, err)
 	require.Len(t, f.Wishes, 1)
 
 	// It is the content's job again.
 	b.exec(`UPDATE medianest.content SET job_id = NULL`)
-	_, err = b.worker.BeginFetch(t.Context(), d.ContentID, *d.JobID)
+	_, err = b.worker.BeginFetch(t.Context(), begin(d.ContentID, *d.JobID))
 	require.NoError(t, err)
 	require.Equal(t, d.JobID, b.create(ben, "https://site.test/a").JobID)
 }
@@ -89,14 +89,14 @@ func TestBeginFetchWhileAnotherJobIsAtIt(t *testing.T) {
 			bens := b.create(ben, "https://site.test/a")
 			require.NotEqual(t, anns.JobID, bens.JobID)
 			b.setJob(*bens.JobID, "running")
-			f, err := b.worker.BeginFetch(t.Context(), bens.ContentID, *bens.JobID)
+			f, err := b.worker.BeginFetch(t.Context(), begin(bens.ContentID, *bens.JobID))
 			require.NoError(t, err)
 			b.setJob(*bens.JobID, other.state)
 
 			_, err = b.riverQueue().client.JobRetry(t.Context(), *anns.JobID)
 			require.NoError(t, err)
 			b.setJob(*anns.JobID, "running")
-			_, err = b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+			_, err = b.worker.BeginFetch(t.Context(), begin(anns.ContentID, *anns.JobID))
 			require.ErrorIs(t, err, store.ErrOtherJob)
 			require.Equal(t, f.Generation, b.count(`SELECT generation FROM medianest.content WHERE id = $1`, anns.ContentID))
 			got := b.find(anns)
@@ -126,7 +126,7 @@ func TestBeginFetchOfAJobThatAnAdminCancelled(t *testing.T) {
 	require.NoError(t, err)
 	bens := b.create(b.user("ben"), "https://site.test/a")
 	require.NotEqual(t, anns.JobID, bens.JobID)
-	_, err = b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+	_, err = b.worker.BeginFetch(t.Context(), begin(anns.ContentID, *anns.JobID))
 	require.ErrorIs(t, err, store.ErrOtherJob)
 	b.setJob(*anns.JobID, "cancelled")
 	b.requireState(anns, store.StateCancelled)
@@ -146,7 +146,7 @@ func TestBeginFetchWhileAnotherJobDies(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, b.cancelAsked(*bens.JobID))
 	b.setJob(*anns.JobID, "running")
-	f, err := b.worker.BeginFetch(t.Context(), anns.ContentID, *anns.JobID)
+	f, err := b.worker.BeginFetch(t.Context(), begin(anns.ContentID, *anns.JobID))
 	require.NoError(t, err)
 	require.Len(t, f.Wishes, 1)
 	require.Equal(t, anns.JobID, f.Content.JobID)
@@ -167,7 +167,7 @@ func TestSaveProbe(t *testing.T) {
 	require.True(t, strings.HasPrefix(got.Title, "Title \uFFFDé"), got.Title)
 	require.LessOrEqual(t, len(got.Title), 1024)
 
-	f, err := b.worker.BeginFetch(ctx, d.ContentID, *d.JobID)
+	f, err := b.worker.BeginFetch(ctx, begin(d.ContentID, *d.JobID))
 	require.NoError(t, err)
 	require.Equal(t, "generic", f.Content.Extractor)
 	require.Equal(t, "42", f.Content.ExtractorID)
@@ -185,7 +185,7 @@ func TestSaveProbe(t *testing.T) {
 	require.ErrorIs(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{Info: json.RawMessage(`{`)}), store.ErrInvalid)
 
 	require.NoError(t, b.worker.SaveFailure(ctx, d.ContentID, "It broke.\x00"))
-	f, err = b.worker.BeginFetch(ctx, d.ContentID, *d.JobID)
+	f, err = b.worker.BeginFetch(ctx, begin(d.ContentID, *d.JobID))
 	require.NoError(t, err)
 	require.Equal(t, "It broke.", f.Content.FailureDetail)
 	require.ErrorIs(t, b.worker.SaveFailure(ctx, uuid.New(), ""), store.ErrNotFound)
@@ -208,11 +208,11 @@ func TestPublish(t *testing.T) {
 	cat := b.user("cat")
 	cats := b.create(cat, "https://site.test/a")
 	b.setJob(*cats.JobID, "running")
-	f, err := b.worker.BeginFetch(ctx, cats.ContentID, *cats.JobID)
+	f, err := b.worker.BeginFetch(ctx, begin(cats.ContentID, *cats.JobID))
 	require.NoError(t, err)
 	require.Len(t, f.Files, 2)
 	require.Len(t, f.Wishes, 1)
-	require.NoError(t, b.worker.Publish(ctx, cats.ContentID, *cats.JobID, linkFor("a.mp4"), completeJob(*cats.JobID)))
+	require.NoError(t, b.worker.Publish(ctx, cats.ContentID, rowOf(cats), linkFor("a.mp4"), completeJob(*cats.JobID)))
 	require.Equal(t, "cat/a.mp4", b.find(cats).Files[0].Path)
 }
 
@@ -258,7 +258,7 @@ func TestPublishGivesEachUserOnce(t *testing.T) {
 	wishes, err := b.worker.Wishes(t.Context(), alone.ContentID, *alone.JobID)
 	require.NoError(t, err)
 	require.Len(t, wishes, 2)
-	require.NoError(t, b.worker.Publish(t.Context(), alone.ContentID, *alone.JobID,
+	require.NoError(t, b.worker.Publish(t.Context(), alone.ContentID, rowOf(alone),
 		func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
 			require.Len(t, wishes, 1)
 			return linkFor("1.mp4")(ctx, wishes, existing)
@@ -276,11 +276,11 @@ func TestPublishOfAJobThatDoesNotRunAnyMore(t *testing.T) {
 	}
 	for _, state := range []string{"available", "cancelled", "retryable", "discarded", "completed"} {
 		b.setJob(*d.JobID, state)
-		require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, link, completeJob(*d.JobID)), store.ErrSuperseded)
-		require.ErrorIs(t, b.worker.Expand(t.Context(), d.ContentID, *d.JobID, []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*d.JobID)), store.ErrSuperseded)
+		require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, rowOf(d), link, completeJob(*d.JobID)), store.ErrSuperseded)
+		require.ErrorIs(t, b.worker.Expand(t.Context(), d.ContentID, rowOf(d), []store.NewEntry{entry("https://site.test/1")}, "", completeJob(*d.JobID)), store.ErrSuperseded)
 	}
 	require.ErrorIs(t, b.worker.Publish(t.Context(), d.ContentID, 1<<40, link, completeJob(*d.JobID)), store.ErrSuperseded)
-	require.ErrorIs(t, b.worker.Publish(t.Context(), uuid.New(), *d.JobID, link, completeJob(*d.JobID)), store.ErrNotFound)
+	require.ErrorIs(t, b.worker.Publish(t.Context(), uuid.New(), rowOf(d), link, completeJob(*d.JobID)), store.ErrNotFound)
 }
 
 func TestPublishWithoutAWishOnlyCompletes(t *testing.T) {
@@ -291,7 +291,7 @@ func TestPublishWithoutAWishOnlyCompletes(t *testing.T) {
 	b.setJob(*d.JobID, "running")
 	_, err := b.api.CancelDownload(t.Context(), d.ID, ann.Viewer())
 	require.NoError(t, err)
-	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, func(context.Context, []store.Wish, []store.File) ([]store.File, error) {
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, rowOf(d), func(context.Context, []store.Wish, []store.File) ([]store.File, error) {
 		return nil, errors.New("linked")
 	}, completeJob(*d.JobID)))
 	require.Equal(t, "completed", b.jobState(*d.JobID))
@@ -306,9 +306,9 @@ func TestFailedPublishLeavesNothing(t *testing.T) {
 	b.setJob(*d.JobID, "running")
 	boom := errors.New("boom")
 
-	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID,
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, rowOf(d),
 		func(context.Context, []store.Wish, []store.File) ([]store.File, error) { return nil, boom }, completeJob(*d.JobID)), boom)
-	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, linkFor("a.mp4"),
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, rowOf(d), linkFor("a.mp4"),
 		func(context.Context, pgx.Tx) error { return boom }), boom)
 	require.Zero(t, b.count(`SELECT count(*) FROM medianest.files`))
 	require.Equal(t, "running", b.jobState(*d.JobID))
@@ -316,7 +316,7 @@ func TestFailedPublishLeavesNothing(t *testing.T) {
 	// The path is another's.
 	other := b.create(ann, "https://site.test/b")
 	b.fetch(other, "taken.mp4")
-	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, linkFor("taken.mp4"), completeJob(*d.JobID)), store.ErrConflict)
+	require.ErrorIs(t, b.worker.Publish(ctx, d.ContentID, rowOf(d), linkFor("taken.mp4"), completeJob(*d.JobID)), store.ErrConflict)
 }
 
 // Who wishes while the files are linked waits, and gets a job of its own: the one at work has counted its wishes.
@@ -333,7 +333,7 @@ func TestJoinDuringPublish(t *testing.T) {
 		err error
 	}
 	joined := make(chan result, 1)
-	require.NoError(t, b.worker.Publish(ctx, d.ContentID, *d.JobID, func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+	require.NoError(t, b.worker.Publish(ctx, d.ContentID, rowOf(d), func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
 		require.Len(t, wishes, 1)
 		go func() {
 			d, _, err := b.api.CreateDownload(t.Context(), wish(ben, "https://site.test/a"))
@@ -359,7 +359,7 @@ func TestPublishReplacesTheUsersFile(t *testing.T) {
 	d, err := b.api.RetryDownload(t.Context(), d.ID, ann.Viewer())
 	require.NoError(t, err)
 	b.setJob(*d.JobID, "running")
-	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID,
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, rowOf(d),
 		func(ctx context.Context, wishes []store.Wish, _ []store.File) ([]store.File, error) {
 			return linkFor("after.mp4")(ctx, wishes, nil)
 		}, completeJob(*d.JobID)))
@@ -395,7 +395,7 @@ func TestPublishTakesItsTime(t *testing.T) {
 		}
 	}
 	// Its connection is cut: it is told, and nothing is written.
-	err = b.worker.Publish(t.Context(), d.ContentID, *d.JobID, func(ctx context.Context, _ []store.Wish, _ []store.File) ([]store.File, error) {
+	err = b.worker.Publish(t.Context(), d.ContentID, rowOf(d), func(ctx context.Context, _ []store.Wish, _ []store.File) ([]store.File, error) {
 		b.exec(`SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.datname = current_database() AND a.state = 'idle in transaction'`)
 		select {
 		case <-ctx.Done():
@@ -407,6 +407,6 @@ func TestPublishTakesItsTime(t *testing.T) {
 	require.ErrorIs(t, err, store.ErrUnavailable)
 	require.Equal(t, "running", b.jobState(*d.JobID))
 
-	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, *d.JobID, slow, completeJob(*d.JobID)))
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, rowOf(d), slow, completeJob(*d.JobID)))
 	require.Len(t, b.find(d).Files, 1)
 }

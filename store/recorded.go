@@ -32,7 +32,7 @@ func (s *Store) ContentUnfinished(ctx context.Context, id uuid.UUID) (unfinished
 		SELECT EXISTS (
 			SELECT
 			FROM medianest.content AS c
-			JOIN river.river_job AS j ON j.id = c.job_id
+			JOIN river.river_job AS j ON j.id = `+currentRow("c.job_id")+`
 			WHERE c.id = @id AND j.finalized_at IS NULL
 		)`,
 		pgx.StrictNamedArgs{"id": id}).Scan(&unfinished)

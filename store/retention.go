@@ -17,11 +17,11 @@ const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Contents int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
-// that are gone and whose events are older than eventRetention, and contents a day old that nobody needs. It goes
+// that are gone and whose events are older than eventRetention, the mappings of such jobs, and contents a day old that nobody needs. It goes
 // through the tables in batches and may be called at any time by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
@@ -33,6 +33,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.JobViewers, err = s.trimJobViewers(ctx, eventRetention); err != nil {
 		return t, fmt.Errorf("trim job viewers: %w", interpret(err))
+	}
+	if t.JobMap, err = s.trimJobMap(ctx); err != nil {
+		return t, fmt.Errorf("trim job map: %w", interpret(err))
 	}
 	if t.Contents, err = s.trimContents(ctx); err != nil {
 		return t, fmt.Errorf("trim contents: %w", interpret(err))
@@ -81,7 +84,7 @@ func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total in
 				FROM window_jobs AS w
 				WHERE v.job_id = w.job_id
 					AND v.gone_at IS NULL
-					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id)
+					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = `+currentRow("w.job_id")+`)
 			), removed AS (
 				-- Not by when somebody joined: a job may wait for days, and its last events are to be seen for as long as
 				-- any others.
@@ -98,6 +101,27 @@ func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total in
 			return total, err
 		}
 		after = *last
+	}
+}
+
+// trimJobMap removes what leads nowhere any more. A mapping is kept for as long as the job's first row is there: without
+// it, that row would stand for the job again.
+func (s *Store) trimJobMap(ctx context.Context) (total int64, err error) {
+	for {
+		tag, err := s.pool.Exec(ctx, `
+			DELETE FROM medianest.job_map
+			WHERE public_id IN (
+				SELECT m.public_id
+				FROM medianest.job_map AS m
+				WHERE NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.row_id)
+					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.public_id)
+				LIMIT @batch
+			)`,
+			pgx.StrictNamedArgs{"batch": trimBatch})
+		total += tag.RowsAffected()
+		if err != nil || tag.RowsAffected() < trimBatch {
+			return total, err
+		}
 	}
 }
 
@@ -154,9 +178,9 @@ func (s *Store) staleContents(ctx context.Context, after uuid.UUID) (stale []uui
 }
 
 // unneededContent says of a content w that it has no download, no file and no job at work.
-const unneededContent = `NOT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.content_id = w.id)
+var unneededContent = `NOT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.content_id = w.id)
 			AND NOT EXISTS (SELECT FROM medianest.files AS f WHERE f.content_id = w.id)
-			AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = w.job_id AND j.finalized_at IS NULL)`
+			AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = ` + currentRow("w.job_id") + ` AND j.finalized_at IS NULL)`
 
 // deleteContents locks first and looks again then: whoever held a row may have made a download of it.
 func (s *Store) deleteContents(ctx context.Context, ids []uuid.UUID) (removed int64, err error) {

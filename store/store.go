@@ -23,10 +23,10 @@ type Queue interface {
 
 	// CancelTx cancels a waiting job at once, and asks for the end of a running one. A job that is final or gone is
 	// no error.
-	CancelTx(ctx context.Context, tx pgx.Tx, jobID int64) error
+	CancelTx(ctx context.Context, tx pgx.Tx, row JobRow) error
 
 	// RetryTx makes a job that is not running available now.
-	RetryTx(ctx context.Context, tx pgx.Tx, jobID int64) error
+	RetryTx(ctx context.Context, tx pgx.Tx, row JobRow) error
 }
 
 // ContentView is one user's view of a content: the paths in the library that are this user's.
