@@ -157,7 +157,7 @@ func (a *attempt) run(ctx context.Context) (err error) {
 	if err := a.guard.CheckURL(ctx, a.fetch.Content.URL); err != nil {
 		return err
 	}
-	if a.dir, err = a.library.Stage(a.fetch.Content.ID, a.fetch.Generation); err != nil {
+	if a.dir, _, err = a.library.Stage(ctx, a.fetch.Content.ID, a.fetch.Generation); err != nil {
 		return err
 	}
 	session := a.proxy.Session()

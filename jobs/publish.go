@@ -20,8 +20,10 @@ import (
 type Library interface {
 	// Root is the library's folder, absolute.
 	Root() string
-	// Stage returns a new, empty folder for one fetch, on the library's file system.
-	Stage(contentID uuid.UUID, generation int) (dir string, err error)
+	// Stage returns a folder for one fetch, on the library's file system, with what an earlier one has left, if it did.
+	Stage(ctx context.Context, contentID uuid.UUID, generation int) (dir string, resumed bool, err error)
+	// Discard removes what this fetch and earlier ones have left.
+	Discard(contentID uuid.UUID, generation int) error
 	// Verify tells whether the file is a whole film, which should last so long if that is above 0.
 	Verify(ctx context.Context, path string, wantDurationS float64) (media.Info, error)
 	// Publish puts a staged file into a user's folder and returns where.
@@ -201,16 +203,13 @@ func without(wishes []store.Wish, files []store.File) []store.Wish {
 	})
 }
 
-// leave removes this generation's staging folder, and no other's: when a job that was cancelled is slow to end, the
-// next one of the same content may be at work already. Nothing is kept for the next attempt, which could not tell what
-// a worker that was only cut off still writes to.
+// leave removes this generation's staging folder, and no later one's: when a job that was cancelled is slow to end, the
+// next one of the same content may be at work already.
 func (a *attempt) leave(ctx context.Context) {
 	if a.dir == "" {
 		return
 	}
-	if err := os.RemoveAll(a.dir); err != nil {
+	if err := a.library.Discard(a.fetch.Content.ID, a.fetch.Generation); err != nil {
 		a.log.WarnContext(ctx, "staging folder not removed", "job_id", a.job.ID, "err", err)
-		return
 	}
-	_ = os.Remove(filepath.Dir(a.dir)) // the content's, if it is empty
 }

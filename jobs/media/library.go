@@ -23,7 +23,7 @@ import (
 
 const (
 	ownDir     = ".medianest"        // hidden from media servers
-	stagingDir = ownDir + "/staging" // <content>/<generation>/
+	stagingDir = ownDir + "/staging" // <content>/<generation>/, see Stage
 	copyPrefix = ".copy-"            // of copies in the making, in stagingDir
 	probeName  = ownDir + "-probe-"  // of what Open tries out, in the root
 )
@@ -50,6 +50,7 @@ type Options struct {
 type Library struct {
 	root    *os.Root
 	path    string // absolute, without symbolic links
+	volume  string
 	ffprobe string
 	options Options
 
@@ -92,6 +93,9 @@ func Open(options Options) (*Library, error) {
 	}
 	l.linkFunc = l.root.Link
 	if err := l.tryOut(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open library: %w", err), l.root.Close())
+	}
+	if l.volume, err = l.findVolume(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open library: %w", err), l.root.Close())
 	}
 	return l, nil

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
@@ -167,7 +166,7 @@ func TestDiskFull(t *testing.T) {
 		staged, sum := b.stage(t, strings.Repeat("film", 1<<18)) // 1 MiB
 		rel, err := b.Publish(t.Context(), staged, "alice", "film.mp4", sum)
 		require.NoError(t, err)
-		require.NoError(t, b.Unstage(uuid.MustParse(filepath.Base(filepath.Dir(filepath.Dir(staged))))))
+		require.NoError(t, b.Discard(uuid.MustParse(filepath.Base(filepath.Dir(filepath.Dir(staged)))), 1))
 
 		filler := filepath.Join(root, ownDir, "filler")
 		file, err := os.Create(filler)
@@ -208,84 +207,9 @@ func TestDiskFull(t *testing.T) {
 		require.ErrorIs(t, err, syscall.ENOSPC)
 		_, err = b.Link(t.Context(), rel, "bob", "film.mp4", sum)
 		diskFull(err)
-		_, err = b.Stage(b.content, 1)
+		_, _, err = b.Stage(t.Context(), b.content, 1)
 		diskFull(err)
 		_, err = Open(Options{Root: root})
 		require.Equal(t, reason.DiskFull, reason.Find(err).Reason)
-	})
-}
-
-func TestStaging(t *testing.T) {
-	t.Parallel()
-
-	t.Run("IsNewEmptyAndPrivate", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t, Options{})
-		dir, err := b.Stage(b.content, 3)
-		require.NoError(t, err)
-		require.Equal(t, filepath.Join(b.Root(), stagingDir, b.content.String(), "3"), dir)
-		info, err := os.Stat(dir)
-		require.NoError(t, err)
-		require.Equal(t, os.ModeDir|0o700, info.Mode())
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "film.part"), []byte("x"), 0o600))
-
-		again, err := b.Stage(b.content, 3) // a generation counted twice, as after a restore
-		require.NoError(t, err)
-		entries, err := os.ReadDir(again)
-		require.NoError(t, err)
-		require.Empty(t, entries)
-	})
-
-	t.Run("TakesTheSpaceOfEarlierGenerationsBack", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t, Options{})
-		first, err := b.Stage(b.content, 9)
-		require.NoError(t, err)
-		zombie, err := os.Create(filepath.Join(first, "film.part"))
-		require.NoError(t, err)
-		second, err := b.Stage(b.content, 10)
-		require.NoError(t, err)
-		require.NoDirExists(t, first)
-		_, err = zombie.WriteString("into nothing")
-		require.NoError(t, err)
-		require.NoError(t, zombie.Close())
-
-		_, err = b.Stage(b.content, 9) // a late one has no business with its successor's
-		require.NoError(t, err)
-		require.DirExists(t, second)
-	})
-
-	t.Run("Unstages", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t, Options{})
-		dir, err := b.Stage(b.content, 1)
-		require.NoError(t, err)
-		for range 2 {
-			require.NoError(t, b.Unstage(b.content))
-			require.NoDirExists(t, filepath.Dir(dir))
-		}
-	})
-
-	t.Run("SweepsWhatNobodyWants", func(t *testing.T) {
-		t.Parallel()
-		b := setup(t, Options{})
-		kept, err := b.Stage(b.content, 1)
-		require.NoError(t, err)
-		orphan, err := b.Stage(uuid.Must(uuid.NewV7()), 7)
-		require.NoError(t, err)
-		staging := filepath.Join(b.Root(), stagingDir)
-		foreign := filepath.Join(staging, "readme.txt")
-		fresh, stale := filepath.Join(staging, copyPrefix+"fresh"), filepath.Join(staging, copyPrefix+"stale")
-		for _, name := range []string{foreign, fresh, stale, filepath.Join(orphan, "film.part")} {
-			require.NoError(t, os.WriteFile(name, nil, 0o600))
-		}
-		long := time.Now().Add(-2 * abandonedCopy)
-		require.NoError(t, os.Chtimes(stale, long, long))
-		require.NoError(t, b.SweepStaging(func(id uuid.UUID) bool { return id == b.content }))
-		require.DirExists(t, kept)
-		require.NoDirExists(t, filepath.Dir(orphan))
-		require.FileExists(t, foreign)
-		require.FileExists(t, fresh)
-		require.NoFileExists(t, stale)
 	})
 }

@@ -97,7 +97,7 @@ func setup(t testing.TB, options Options) *bundle {
 // stage writes a file into a staging folder of its own, and returns its path and sum.
 func (b *bundle) stage(t testing.TB, data string) (string, []byte) {
 	t.Helper()
-	dir, err := b.Stage(uuid.Must(uuid.NewV7()), 1)
+	dir, _, err := b.Stage(t.Context(), uuid.Must(uuid.NewV7()), 1)
 	require.NoError(t, err)
 	name := filepath.Join(dir, "film.mp4")
 	require.NoError(t, os.WriteFile(name, []byte(data), 0o600))

@@ -211,7 +211,7 @@ func TestLink(t *testing.T) {
 		staged, sum := b.stage(t, data)
 		rel, err := b.Publish(t.Context(), staged, "alice", "film.mp4", sum)
 		require.NoError(t, err)
-		require.NoError(t, b.Unstage(uuid.MustParse(filepath.Base(filepath.Dir(filepath.Dir(staged))))))
+		require.NoError(t, b.Discard(uuid.MustParse(filepath.Base(filepath.Dir(filepath.Dir(staged)))), 1))
 		return b, rel, sum
 	}
 	sameFile := func(t *testing.T, b *bundle, one, two string) bool {
