@@ -96,6 +96,11 @@ func TestImports(t *testing.T) {
 			"adapters are usable and testable alone",
 		},
 		{
+			"jobs/guard", func(p string) bool { return p == "medianest/jobs/guard" },
+			[]string{"medianest"},
+			"it is started for every download, and must be light and depend on nothing",
+		},
+		{
 			"store", func(p string) bool { return under(p, "medianest/store") && product(p) },
 			[]string{gin, huma, "medianest/jobs", "medianest/api"},
 			"data access has no opinion on work or transport",
@@ -133,7 +138,7 @@ func TestImports(t *testing.T) {
 }
 
 // TestProcessState keeps what belongs to the process as a whole in cmd: the environment, signals, and the defaults
-// that a second instance in the same process would share.
+// that a second instance in the same process would share. A guard is a process of its own.
 func TestProcessState(t *testing.T) {
 	t.Parallel()
 	forbidden := map[string]string{
@@ -144,7 +149,7 @@ func TestProcessState(t *testing.T) {
 		"gin.Default": "it brings its own logger and recovery", "context.Background": "contexts come from the caller",
 	}
 	for _, p := range packages(t) {
-		if under(p.ImportPath, "medianest/cmd") || strings.HasSuffix(p.ImportPath, "test") {
+		if under(p.ImportPath, "medianest/cmd") || p.ImportPath == "medianest/jobs/guard" || strings.HasSuffix(p.ImportPath, "test") {
 			continue
 		}
 		for _, name := range p.GoFiles {

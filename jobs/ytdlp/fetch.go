@@ -100,7 +100,7 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 			return known || warned(line)
 		},
 	})
-	if ended.clean() {
+	if ended.signal == 0 {
 		_ = os.Remove(marker) // left behind, it costs the next fetch some bytes
 	}
 	if err != nil {

@@ -3,16 +3,14 @@ package ytdlp
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os/exec"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
+
+	"medianest/jobs/guard"
 )
 
 const (
@@ -38,139 +36,38 @@ type ending struct {
 	stderr string         // the end of what it said
 }
 
-// clean reports whether yt-dlp came to its own end and could put away what it had.
-func (e ending) clean() bool { return e.signal == 0 }
-
-// run runs yt-dlp to its end. A context that ends stops it; the error is then the context's cause, wrapped, and when
-// run returns nobody of its process group is left, whatever the outcome.
+// run runs yt-dlp to its end. A context that ends stops it; the error is then the context's cause, wrapped. A worker
+// that was stopped, or cut off, gets guard.ErrMissedBeats. When run returns nobody of yt-dlp's process group is left,
+// whatever the outcome.
 func (r *Runner) run(ctx context.Context, in invocation) (ending, error) {
-	if err := context.Cause(ctx); err != nil {
-		return ending{}, fmt.Errorf("run yt-dlp: %w", err)
-	}
 	kept := &tail{max: maxStderr}
 	stderr := newLines(func(line string) {
 		if in.stderr == nil || !in.stderr(line) {
 			kept.add(line)
 		}
 	})
-	// Stopping is done below, for the whole group; the context must not kill the leader alone.
-	command := exec.CommandContext(context.WithoutCancel(ctx), r.opts.Path, in.args...)
-	command.Dir, command.Env = in.dir, in.env
-	command.Stdout, command.Stderr = in.stdout, stderr
+	command := guard.Command{
+		Path: r.opts.Path, Args: in.args, Dir: in.dir, Env: in.env, Stdout: in.stdout, Stderr: stderr, Grace: r.opts.StopGrace,
+	}
 	if in.stdout == nil {
 		command.Stdout = stderr
 	}
-	command.SysProcAttr = processAttributes()
-	// A grandchild that has left the group could hold the pipes open for ever.
-	command.WaitDelay = r.opts.StopGrace
-
-	group := &processGroup{}
-	started, ended := make(chan error), make(chan error, 1)
-	go func() {
-		// The kernel ties a child's parent-death signal to the thread that started it.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := command.Start(); err != nil {
-			started <- err
-			return
-		}
-		group.lead(command.Process.Pid)
-		started <- nil
-		ended <- await(command, group)
-	}()
+	r.log.DebugContext(ctx, "yt-dlp starts")
 	begun := time.Now()
-	if err := <-started; err != nil {
-		return ending{}, fmt.Errorf("start yt-dlp: %w", err)
+	exit, err := r.opts.Guard.Run(ctx, command)
+	if exit.Left {
+		r.log.WarnContext(ctx, "processes of a killed group are still there")
 	}
-	pid := command.Process.Pid
-	r.log.DebugContext(ctx, "yt-dlp started", slog.Int("pid", pid))
-
-	var err error
-	select {
-	case err = <-ended:
-	case <-ctx.Done():
-		group.signal(syscall.SIGINT)
-		timer := time.NewTimer(r.opts.StopGrace)
-		select {
-		case err = <-ended:
-		case <-timer.C:
-			group.signal(syscall.SIGKILL)
-			err = <-ended
-		}
-		timer.Stop()
-	}
-	if !groupGone(pid, r.opts.StopGrace) {
-		r.log.WarnContext(ctx, "processes of a killed group are still there", slog.Int("pid", pid))
-	}
-	r.log.DebugContext(ctx, "yt-dlp ended", slog.Int("pid", pid), slog.Int64("duration_ms", time.Since(begun).Milliseconds()))
+	r.log.DebugContext(ctx, "yt-dlp ended", slog.Int64("duration_ms", time.Since(begun).Milliseconds()))
 	if flush, ok := in.stdout.(*lines); ok {
 		flush.end()
 	}
 	stderr.end()
-
-	out := ending{stderr: kept.String()}
-	var exit *exec.ExitError
-	switch {
-	case err == nil, errors.Is(err, exec.ErrWaitDelay):
-	case errors.As(err, &exit):
-		out.code = exit.ExitCode()
-		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			out.signal = status.Signal()
-		}
-	default:
+	out := ending{code: exit.Code, signal: exit.Signal, stderr: kept.String()}
+	if err != nil {
 		return out, fmt.Errorf("run yt-dlp: %w", err)
 	}
-	if cause := context.Cause(ctx); cause != nil {
-		return out, fmt.Errorf("run yt-dlp: %w", cause)
-	}
 	return out, nil
-}
-
-// processGroup signals a group as long as its number is certainly its own: until its leader is waited for.
-type processGroup struct {
-	mu sync.Mutex
-	id int
-}
-
-func (g *processGroup) lead(pid int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.id = pid
-}
-
-func (g *processGroup) signal(signal syscall.Signal) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.id != 0 {
-		_ = syscall.Kill(-g.id, signal) // the group may be gone, which is what is wanted
-	}
-}
-
-// end kills what is left of the group when its leader has exited, and from then on signals nobody.
-func (g *processGroup) end() {
-	g.signal(syscall.SIGKILL)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.id = 0
-}
-
-// groupGone waits until the killed members of a group are gone: a member that is being killed can still write. One that
-// is dead and not waited for cannot, and stays where nobody waits for orphans, as in a container without an init.
-func groupGone(id int, within time.Duration) bool {
-	deadline := time.NewTimer(within)
-	defer deadline.Stop()
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		if err := syscall.Kill(-id, 0); errors.Is(err, syscall.ESRCH) || groupDead(id) {
-			return true
-		}
-		select {
-		case <-ticker.C:
-		case <-deadline.C:
-			return false
-		}
-	}
 }
 
 // lines cuts what is written to it into lines, of which it hands on the first maxLine bytes each.

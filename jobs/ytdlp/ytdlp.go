@@ -1,9 +1,9 @@
 // Package ytdlp runs yt-dlp: Probe finds out what is behind an address, Fetch brings it into a directory.
 //
 // Options are typed, from a short list, and built by go-ytdlp; a person's input reaches yt-dlp as the address behind
-// `--` and nowhere else. The process is ours, though: it leads a process group of its own, which is asked to stop
-// (SIGINT) and then killed as a whole, also after yt-dlp's own end, so that no ffmpeg outlives its download; what is
-// kept of its output is bounded; its environment is made from nothing. All failures that yt-dlp reports come back as
+// `--` and nowhere else. The process is ours, though: under a guard (package guard), in a process group of its own,
+// which is asked to stop (SIGINT) and then killed as a whole, also after yt-dlp's own end, so that no ffmpeg outlives
+// its download; what is kept of its output is bounded; its environment is made from nothing. All failures that yt-dlp reports come back as
 // *reason.Error.
 package ytdlp
 
@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"medianest/jobs/guard"
 )
 
 // MinVersion is the oldest yt-dlp that knows every option used here.
@@ -51,6 +53,9 @@ type Options struct {
 	ProbeTimeout time.Duration
 	// Retries is how often one HTTP request or fragment is tried again. Default 5.
 	Retries int
+	// Guard keeps yt-dlp from outliving this process and its right to work. Default: one that needs no beats. guard.Main
+	// must have been called.
+	Guard *guard.Keeper
 	// Logger is for debug messages: starts, ends, yt-dlp's warnings. Required.
 	Logger *slog.Logger
 }
@@ -90,6 +95,9 @@ func New(opts Options) (*Runner, error) {
 	opts.SocketTimeout = cmp.Or(opts.SocketTimeout, defaultSocketTimeout)
 	opts.ProbeTimeout = cmp.Or(opts.ProbeTimeout, defaultProbeTimeout)
 	opts.Retries = cmp.Or(opts.Retries, defaultRetries)
+	if opts.Guard == nil {
+		opts.Guard = guard.New(guard.Options{})
+	}
 	return &Runner{opts: opts, log: opts.Logger}, nil
 }
 

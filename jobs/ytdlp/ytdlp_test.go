@@ -13,11 +13,15 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"medianest/jobs/guard"
 	"medianest/jobs/reason"
 	"medianest/jobs/ytdlp/ytdlptest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	guard.Main()
+	goleak.VerifyTestMain(m)
+}
 
 func testLogger(t *testing.T) *slog.Logger {
 	t.Helper()
