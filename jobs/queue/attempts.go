@@ -25,6 +25,10 @@ const (
 	metadataReasonAttempt = "reason_attempt"
 )
 
+// refusedPause is how long a job rests that was fetched by a process that may not work it. Such a process has some of its
+// connections only, and would fetch the job again at once.
+const refusedPause = time.Second
+
 // outcome is how an attempt ended, as a metric label and in logs.
 type outcome string
 
@@ -33,25 +37,31 @@ const (
 	retried     outcome = "retried"     // failed, and will be tried again
 	failed      outcome = "failed"      // failed for good: a permanent reason, or the attempts are used up
 	snoozed     outcome = "snoozed"     // put off without spending an attempt
-	interrupted outcome = "interrupted" // handed back by a worker that stops, without spending an attempt
+	interrupted outcome = "interrupted" // handed back by a worker that stops or is cut off, without spending an attempt
+	lost        outcome = "lost"        // taken from this process meanwhile: what became of it here is of no account
 	cancelled   outcome = "cancelled"   // ended because somebody asked for it
 )
 
 // attempts is the middleware around each attempt. It writes a log line at the start and at the end, counts and times
 // it, puts the reason into the job's metadata (so that the trigger sees it in the very UPDATE that changes the state),
-// and ends it when a cancel is found in the database that River's notification did not tell of.
+// and ends it when the presence says so: a cancel that River's notification did not tell of, a job that is not this
+// process's any more, a process that is cut off.
 type attempts struct {
 	river.PluginDefaults
 
-	log     *slog.Logger
-	metrics *metrics
-	cancels *cancels
+	log      *slog.Logger
+	metrics  *metrics
+	presence *presence
 }
 
 var _ rivertype.WorkerMiddleware = (*attempts)(nil)
 
 // Work implements rivertype.WorkerMiddleware.
 func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) (err error) {
+	if superseded(job) { // somebody made the row available again, as River UI lets one
+		a.log.LogAttrs(ctx, slog.LevelWarn, "superseded row not worked", logAttrs(job)...)
+		return &attemptError{err: river.JobCancel(&reason.Error{Reason: reason.Cancelled, Detail: "The job goes on as another row."})}
+	}
 	begun := time.Now()
 	a.log.LogAttrs(ctx, slog.LevelInfo, "job started", logAttrs(job)...)
 	a.metrics.begin(job)
@@ -63,14 +73,14 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.setReason(ctx, job, "")
 	}
 
-	workCtx, release := a.cancels.enter(ctx, job.ID)
+	workCtx, release := a.presence.enter(ctx, job.ID)
 	ended := false
 	defer func() {
-		asked := release()
+		cause := release()
 		if !ended { // a panic, which River records with its stack
 			err = errors.New("panic")
 		}
-		end := judge(ctx, job, err, asked)
+		end := judge(ctx, job, err, cause)
 		if end.reason != "" {
 			a.setReason(ctx, job, end.reason)
 		}
@@ -79,14 +89,53 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		trace.SpanFromContext(ctx).SetAttributes(
 			attribute.String("medianest.outcome", string(end.outcome)), attribute.String("medianest.reason", string(end.reason)))
 		a.logEnd(ctx, job, end, took, err)
-		if ended && err != nil {
-			err = &attemptError{err: err, asked: asked}
+		if ended {
+			err = result(err, cause)
 		}
 	}()
-	err = work(workCtx)
+	if err = context.Cause(workCtx); errors.Is(err, ErrFenced) {
+		err = &refused{err}
+	} else {
+		err = work(workCtx)
+	}
 	ended = true
 	return err
 }
+
+// refused is an attempt that did not begin because its process is cut off.
+type refused struct{ error }
+
+func (r *refused) Unwrap() error { return r.error }
+
+// result is what River gets for an attempt that returned err and was ended here because of cause.
+func result(err, cause error) error {
+	var unbegun *refused
+	switch {
+	case errors.Is(cause, ErrSuperseded):
+		return &unreported{cause}
+	case err == nil:
+		return nil
+	case errors.As(err, &unbegun):
+		return river.JobSnooze(refusedPause)
+	case errors.Is(cause, ErrFenced):
+		// River writes it when the database answers again, if the job is still this process's. No attempt is spent.
+		return river.JobSnooze(0)
+	}
+	return &attemptError{err: err, asked: errors.Is(cause, river.ErrJobCancelledRemotely)}
+}
+
+// unreported is the error of an attempt that River must write nothing of: the row may be another process's by now, and
+// River's own guard is the row's state alone. River takes an error with these methods for that of a batch of jobs and
+// reports each of them on its own; here there are none. A cancel asked for is written all the same.
+type unreported struct{ error }
+
+// Jobs are those to report: none.
+func (*unreported) Jobs() []*rivertype.JobRow { return nil }
+
+// ErrorsByID are those of the jobs to report: none.
+func (*unreported) ErrorsByID() map[int64]error { return nil }
+
+func (u *unreported) Unwrap() error { return u.error }
 
 // setReason says why the attempt ended, to be written along with its end.
 func (a *attempts) setReason(ctx context.Context, job *rivertype.JobRow, r reason.Reason) {
@@ -95,7 +144,8 @@ func (a *attempts) setReason(ctx context.Context, job *rivertype.JobRow, r reaso
 		river.MetadataSet(ctx, metadataReasonAttempt, strconv.Itoa(job.Attempt)),
 	)
 	if err != nil {
-		a.log.ErrorContext(ctx, "job's reason not kept", "job_id", job.ID, "reason", string(r), "err", err)
+		a.log.LogAttrs(ctx, slog.LevelError, "job's reason not kept",
+			append(logAttrs(job), slog.String("reason", string(r)), slog.Any("err", err))...)
 	}
 }
 
@@ -115,17 +165,21 @@ type end struct {
 	reason  reason.Reason
 }
 
-// judge says what becomes of an attempt that returned err. ctx is the attempt's own, as River made it; asked tells
-// that the cancel watch ended it. It mirrors what River does with the error.
-func judge(ctx context.Context, job *rivertype.JobRow, err error, asked bool) end {
+// judge says what becomes of an attempt that returned err. ctx is the attempt's own, as River made it; cause tells that
+// the presence ended it. It mirrors what River does with the attempt's result.
+func judge(ctx context.Context, job *rivertype.JobRow, err, cause error) end {
 	var (
 		cancel *river.JobCancelError
 		snooze *river.JobSnoozeError
 	)
 	switch {
+	case errors.Is(cause, ErrSuperseded):
+		return end{lost, ""}
 	case err == nil:
 		return end{completed, ""}
-	case asked || errors.Is(context.Cause(ctx), river.ErrJobCancelledRemotely):
+	case errors.Is(cause, ErrFenced):
+		return end{interrupted, ""}
+	case errors.Is(cause, river.ErrJobCancelledRemotely) || errors.Is(context.Cause(ctx), river.ErrJobCancelledRemotely):
 		return end{cancelled, reason.Cancelled}
 	case errors.As(err, &snooze):
 		return end{snoozed, reasonOf(err, "")}
@@ -154,10 +208,16 @@ func reasonOf(err error, otherwise reason.Reason) reason.Reason {
 	return otherwise
 }
 
+// logAttrs name the attempt: by the job's public id, and by its row where the job has had others.
 func logAttrs(job *rivertype.JobRow) []slog.Attr {
-	return []slog.Attr{
-		slog.Int64("job_id", job.ID), slog.String("kind", job.Kind), slog.String("queue", job.Queue), slog.Int("attempt", job.Attempt),
+	id := PublicID(job)
+	attrs := []slog.Attr{
+		slog.Int64("job_id", id), slog.String("kind", job.Kind), slog.String("queue", job.Queue), slog.Int("attempt", job.Attempt),
 	}
+	if id != job.ID {
+		attrs = append(attrs, slog.Int64("row_id", job.ID))
+	}
+	return attrs
 }
 
 func (a *attempts) logEnd(ctx context.Context, job *rivertype.JobRow, e end, took time.Duration, err error) {
@@ -165,7 +225,7 @@ func (a *attempts) logEnd(ctx context.Context, job *rivertype.JobRow, e end, too
 	switch {
 	case e.reason == reason.Internal:
 		level = slog.LevelError
-	case e.outcome == retried, e.outcome == failed && e.reason.Policy() != reason.Permanent:
+	case e.outcome == retried, e.outcome == lost, e.outcome == failed && e.reason.Policy() != reason.Permanent:
 		level = slog.LevelWarn
 	}
 	attrs := append(logAttrs(job),
@@ -181,7 +241,7 @@ func (a *attempts) logEnd(ctx context.Context, job *rivertype.JobRow, e end, too
 // it is what people may be told; the whole story is in the log.
 type attemptError struct {
 	err   error
-	asked bool // ended by the cancel watch
+	asked bool // ended because its cancel was asked for
 }
 
 func (e *attemptError) Error() string {
@@ -220,14 +280,14 @@ var _ river.ErrorHandler = (*errorHandler)(nil)
 func (h *errorHandler) HandleError(ctx context.Context, job *rivertype.JobRow, err error) *river.ErrorHandlerResult {
 	var seen *attemptError
 	if !errors.As(err, &seen) {
-		h.log.ErrorContext(ctx, "job could not be worked", "job_id", job.ID, "kind", job.Kind, "queue", job.Queue, "attempt", job.Attempt, "err", err)
+		h.log.LogAttrs(ctx, slog.LevelError, "job could not be worked", append(logAttrs(job), slog.Any("err", err))...)
 	}
 	return nil
 }
 
 // HandlePanic implements river.ErrorHandler.
 func (h *errorHandler) HandlePanic(ctx context.Context, job *rivertype.JobRow, panicked any, stack string) *river.ErrorHandlerResult {
-	h.log.ErrorContext(ctx, "job panicked", "job_id", job.ID, "kind", job.Kind, "queue", job.Queue, "attempt", job.Attempt,
-		"err", fmt.Sprint(panicked), "stack", stack)
+	h.log.LogAttrs(ctx, slog.LevelError, "job panicked",
+		append(logAttrs(job), slog.String("err", fmt.Sprint(panicked)), slog.String("stack", stack))...)
 	return nil
 }

@@ -76,6 +76,9 @@ type Options struct {
 	// longest timeout of any kind. Zero means DefaultRescueAfter.
 	RescueAfter time.Duration
 
+	// Presence says how this process proves to others that it lives.
+	Presence Presence
+
 	// Registerer takes the queue's metrics. Nil: they are not exposed.
 	Registerer prometheus.Registerer
 	// TracerProvider and MeterProvider of OpenTelemetry. Nil: neither spans nor metrics that way.
@@ -88,14 +91,16 @@ type Client struct {
 	river       *river.Client[pgx.Tx]
 	pool        *pgxpool.Pool
 	log         *slog.Logger
-	cancels     *cancels
+	presence    *presence
 	working     bool
 	stopTimeout time.Duration
 
-	mu      sync.Mutex
-	started bool
-	stops   int
-	stopped chan struct{} // closed when River has stopped for good
+	mu       sync.Mutex
+	started  bool
+	stops    int
+	stopping chan struct{} // closed by the first Stop
+	drained  chan struct{} // closed when a drain is done
+	stopped  chan struct{} // closed when the client has stopped for good
 }
 
 // New assembles a client. It makes no connection.
@@ -108,13 +113,19 @@ func New(o Options) (*Client, error) {
 		return nil, errors.New("assemble queue client: Queues need Workers")
 	}
 
+	settings, err := o.Presence.withDefaults(working)
+	if err != nil {
+		return nil, fmt.Errorf("assemble queue client: %w", err)
+	}
 	metrics := newMetrics()
 	c := &Client{
 		pool:        o.Pool,
 		log:         o.Logger,
-		cancels:     newCancels(o.Pool, o.Logger),
+		presence:    newPresence(o, settings, metrics),
 		working:     working,
 		stopTimeout: cmp.Or(o.StopTimeout, defaultStopTimeout),
+		stopping:    make(chan struct{}),
+		drained:     make(chan struct{}),
 		stopped:     make(chan struct{}),
 	}
 
@@ -124,7 +135,7 @@ func New(o Options) (*Client, error) {
 		// River tells of each failed attempt at info; the attempts middleware does so in this platform's terms.
 		Logger:        slog.New(quieter{o.Logger.Handler()}),
 		FetchCooldown: notifyWindow,
-		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, cancels: c.cancels}),
+		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, presence: c.presence}),
 	}
 	if working {
 		config.Workers = o.Workers
@@ -145,12 +156,12 @@ func New(o Options) (*Client, error) {
 		config.FetchOnlyKnownKinds = true
 	}
 
-	var err error
 	if c.river, err = river.NewClient(riverpgxv5.New(o.Pool), config); err != nil {
 		return nil, fmt.Errorf("assemble queue client: %w", err)
 	}
+	c.presence.id = c.ID()
 	if o.Registerer != nil {
-		if err := metrics.register(o.Registerer, newDepth(o.Pool, o.Logger)); err != nil {
+		if err := metrics.register(o.Registerer, c.presence, newDepth(o.Pool, o.Logger)); err != nil {
 			return nil, fmt.Errorf("register queue metrics: %w", err)
 		}
 	}
@@ -183,44 +194,72 @@ func (c *Client) River() *river.Client[pgx.Tx] { return c.river }
 // ID names this client in attempts.
 func (c *Client) ID() string { return c.river.ID() }
 
-// Start begins to work the queues and returns; jobs run until Stop. A client that works nothing starts nothing. A
-// context that ends stops the client as Stop does.
+// Start makes this process known to the others, begins to work the queues if there are any, and returns; jobs run until
+// Stop, or until somebody asks in the database for a drain. A context that ends stops the client as Stop does.
 func (c *Client) Start(ctx context.Context) error {
-	if !c.working {
-		return nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.started {
 		return errors.New("start queue client: it was started before")
 	}
-	if err := c.river.Start(ctx); err != nil {
+	// Whoever fetches a job must be known: it would be taken for a dead one's.
+	if err := c.presence.join(ctx); err != nil {
 		return fmt.Errorf("start queue client: %w", err)
 	}
+	var riverStopped <-chan struct{} // stays nil where River does not run
+	if c.working {
+		if err := c.river.Start(ctx); err != nil {
+			c.presence.leave(ctx)
+			return fmt.Errorf("start queue client: %w", err)
+		}
+		riverStopped = c.river.Stopped()
+	}
 	c.started = true
-	riverStopped := c.river.Stopped()
-	// Cancels are watched for as long as jobs may run, which is longer than ctx.
-	watchCtx, stopWatch := context.WithCancel(context.WithoutCancel(ctx))
-	watched := make(chan struct{})
+	// The presence lasts for as long as jobs may run, which is longer than ctx.
+	presenceCtx, stopPresence := context.WithCancel(context.WithoutCancel(ctx))
+	present := make(chan struct{})
 	go func() {
-		defer close(watched)
-		c.cancels.watch(watchCtx)
+		defer close(present)
+		c.presence.run(presenceCtx)
 	}()
 	go func() {
 		defer close(c.stopped)
-		<-riverStopped
-		stopWatch()
-		<-watched
-		c.log.InfoContext(watchCtx, "queue client stopped", "client_id", c.ID())
+		c.untilStopped(ctx, riverStopped)
+		stopPresence()
+		<-present
+		c.presence.leave(presenceCtx)
+		c.log.InfoContext(presenceCtx, "queue client stopped", "client_id", c.ID())
 	}()
 	c.log.InfoContext(ctx, "queue client started", "client_id", c.ID())
 	return nil
 }
 
+// untilStopped returns when River has stopped for good, or where it does not run when the client is to stop. A drain
+// stops River and leaves the client.
+func (c *Client) untilStopped(ctx context.Context, riverStopped <-chan struct{}) {
+	if c.working {
+		select {
+		case <-riverStopped:
+			return
+		case <-c.presence.drainAsked:
+		}
+		c.log.InfoContext(ctx, "asked to drain; jobs are handed over and no more are taken", "client_id", c.ID())
+		_ = c.river.Stop(context.WithoutCancel(ctx)) // cancels the jobs' contexts itself after StopTimeout
+		<-riverStopped
+		c.presence.setDrained()
+		close(c.drained)
+		c.log.InfoContext(ctx, "drained", "client_id", c.ID())
+	}
+	select {
+	case <-c.stopping:
+	case <-ctx.Done():
+	}
+}
+
 // Stop takes no more jobs and waits for the running ones; after StopTimeout their contexts are cancelled, and those
 // that return a context error go back to the queue without having spent an attempt. A second call, while the first
-// waits, cancels them at once. Both return when everything has ended, with an error when ctx ends or jobs ignore their
-// cancelled contexts for 15 s: such jobs stay "running" in the database.
+// waits, cancels them at once. Both return when everything has ended and the presence is taken back, with an error when
+// ctx ends or jobs ignore their cancelled contexts for 15 s: such jobs stay "running" until others find this process lost.
 func (c *Client) Stop(ctx context.Context) error {
 	c.mu.Lock()
 	if !c.started {
@@ -229,21 +268,26 @@ func (c *Client) Stop(ctx context.Context) error {
 	}
 	c.stops++
 	first := c.stops == 1
+	if first {
+		close(c.stopping)
+	}
 	c.mu.Unlock()
 
 	grace := hardStopBound
 	if first && c.stopTimeout > 0 {
 		grace += c.stopTimeout
 	}
-	// River's Stop holds a lock until it returns, on which its StopAndCancel waits after it has cancelled: neither is
-	// waited for here, but the end that both bring about.
-	go func(ctx context.Context) {
-		if first && c.stopTimeout > 0 {
-			_ = c.river.Stop(ctx)
-		} else {
-			_ = c.river.StopAndCancel(ctx)
-		}
-	}(context.WithoutCancel(ctx))
+	if c.working {
+		// River's Stop holds a lock until it returns, on which its StopAndCancel waits after it has cancelled: neither is
+		// waited for here, but the end that both bring about.
+		go func(ctx context.Context) {
+			if first && c.stopTimeout > 0 {
+				_ = c.river.Stop(ctx)
+			} else {
+				_ = c.river.StopAndCancel(ctx)
+			}
+		}(context.WithoutCancel(ctx))
+	}
 
 	select {
 	case <-c.stopped:
@@ -255,8 +299,12 @@ func (c *Client) Stop(ctx context.Context) error {
 	}
 }
 
-// Stopped is closed when the client, once started, has stopped for good.
+// Stopped is closed when the client, once started, has stopped for good. A drain does not stop it.
 func (c *Client) Stopped() <-chan struct{} { return c.stopped }
+
+// Drained is closed when somebody asked in the database for a drain and it is done: this process has no jobs and takes
+// none any more. It goes on otherwise, with its presence.
+func (c *Client) Drained() <-chan struct{} { return c.drained }
 
 // Health says whether the queue can be used: its database answers and, in a client that works, River runs. It waits no
 // longer than ctx, or the database's own time-outs.

@@ -20,20 +20,34 @@ const (
 	depthTimeout = 3 * time.Second
 )
 
-// depth is a collector of what waits in the queues of the whole fleet. Every process that exposes it shows the same
+// depth is a collector of what waits in the queues of the whole fleet, and of the processes that it is made of. Every process that exposes it shows the same
 // numbers, so aggregate them by max, not by sum.
 type depth struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger
 
-	jobs *prometheus.Desc
-	age  *prometheus.Desc
-	up   *prometheus.Desc
+	jobs    *prometheus.Desc
+	age     *prometheus.Desc
+	workers *prometheus.Desc
+	up      *prometheus.Desc
 
 	mu    sync.Mutex
 	asked time.Time
-	last  []queueDepth
+	last  fleet
 	err   error
+}
+
+// fleet is one answer of the database.
+type fleet struct {
+	queues  []queueDepth
+	workers []workersInState
+}
+
+// workersInState counts the processes of a mode in a state.
+type workersInState struct {
+	Mode    string
+	State   string
+	Workers int64
 }
 
 // queueDepth is one queue in one state.
@@ -57,6 +71,9 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 		age: prometheus.NewDesc("medianest_queue_oldest_available_age_seconds",
 			"How long the oldest job that waits for a worker has been due; 0 if none waits.",
 			[]string{"queue"}, nil),
+		workers: prometheus.NewDesc("medianest_workers",
+			"Processes of the fleet, by mode (up, serve, work) and state (running, draining, drained, lost).",
+			[]string{"mode", "state"}, nil),
 		up: prometheus.NewDesc("medianest_queue_depth_up",
 			"Whether the numbers of jobs in the queues could be read.", nil, nil),
 	}
@@ -66,28 +83,32 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 func (d *depth) Describe(ch chan<- *prometheus.Desc) {
 	ch <- d.jobs
 	ch <- d.age
+	ch <- d.workers
 	ch <- d.up
 }
 
 // Collect implements prometheus.Collector. Without an answer from the database there are no numbers but "up 0": old
 // ones would look like a queue at rest.
 func (d *depth) Collect(ch chan<- prometheus.Metric) {
-	depths, err := d.read()
+	found, err := d.read()
 	if err != nil {
 		ch <- prometheus.MustNewConstMetric(d.up, prometheus.GaugeValue, 0)
 		return
 	}
 	ch <- prometheus.MustNewConstMetric(d.up, prometheus.GaugeValue, 1)
-	for _, q := range depths {
+	for _, q := range found.queues {
 		ch <- prometheus.MustNewConstMetric(d.jobs, prometheus.GaugeValue, float64(q.Jobs), q.Queue, q.State)
 		if q.AgeS != nil {
 			ch <- prometheus.MustNewConstMetric(d.age, prometheus.GaugeValue, *q.AgeS, q.Queue)
 		}
 	}
+	for _, w := range found.workers {
+		ch <- prometheus.MustNewConstMetric(d.workers, prometheus.GaugeValue, float64(w.Workers), w.Mode, w.State)
+	}
 }
 
 // read asks the database, or answers what it said a moment ago. Scrapes at once wait for one query.
-func (d *depth) read() ([]queueDepth, error) {
+func (d *depth) read() (fleet, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.asked.IsZero() && time.Since(d.asked) < depthMaxAge {
@@ -96,7 +117,7 @@ func (d *depth) read() ([]queueDepth, error) {
 	// A collector is given no context.
 	ctx, cancel := context.WithTimeout(context.TODO(), depthTimeout)
 	defer cancel()
-	d.last, d.err = queryDepths(ctx, d.pool)
+	d.last, d.err = queryFleet(ctx, d.pool)
 	d.asked = time.Now()
 	if d.err != nil {
 		d.log.WarnContext(ctx, "queue depths not read", "err", d.err)
@@ -150,10 +171,30 @@ const depthSQL = `
 	CROSS JOIN states s
 	ORDER BY q.queue, s.state`
 
-func queryDepths(ctx context.Context, pool *pgxpool.Pool) ([]queueDepth, error) {
+const workersSQL = `
+	SELECT mode, state, count(*) AS workers
+	FROM (
+		SELECT mode, CASE
+			WHEN expires_at <= now() THEN 'lost'
+			WHEN drained_at IS NOT NULL THEN 'drained'
+			WHEN drain_asked_at IS NOT NULL THEN 'draining'
+			ELSE 'running'
+		END AS state
+		FROM medianest.worker
+	) AS w
+	GROUP BY mode, state`
+
+func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error) {
 	rows, err := pool.Query(ctx, depthSQL, depthBound+1)
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByName[queueDepth])
+	if found.queues, err = pgx.CollectRows(rows, pgx.RowToStructByName[queueDepth]); err != nil {
+		return found, err
+	}
+	if rows, err = pool.Query(ctx, workersSQL); err != nil {
+		return found, err
+	}
+	found.workers, err = pgx.CollectRows(rows, pgx.RowToStructByName[workersInState])
+	return found, err
 }

@@ -3,6 +3,8 @@ package queue
 // What the tests and benchmarks compare with.
 const (
 	DepthSQL      = depthSQL
+	ReclaimSQL    = reclaimSQL
+	LookSQL       = lookSQL
 	NotifyWindow  = notifyWindow
 	FetchCooldown = fetchCooldown
 	FetchPoll     = fetchPoll

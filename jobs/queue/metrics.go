@@ -14,6 +14,9 @@ type metrics struct {
 	running *prometheus.GaugeVec
 	run     *prometheus.HistogramVec
 	wait    *prometheus.HistogramVec
+
+	reclaimed *prometheus.CounterVec
+	fences    prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -36,11 +39,24 @@ func newMetrics() *metrics {
 			Help:    "How long attempts waited for a worker after they were due.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600},
 		}, []string{"kind", "queue"}),
+		reclaimed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_jobs_reclaimed_total",
+			Help: "Jobs of lost workers that this process had go on (resumed), ended (cancelled, quarantined) or forgot (dropped).",
+		}, []string{"verdict"}),
+		fences: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "medianest_fences_total",
+			Help: "How often this process stopped its jobs because it could not renew its presence in the database.",
+		}),
 	}
 }
 
-func (m *metrics) register(r prometheus.Registerer, depth *depth) error {
-	return errors.Join(r.Register(m.jobs), r.Register(m.running), r.Register(m.run), r.Register(m.wait), r.Register(depth))
+func (m *metrics) register(r prometheus.Registerer, presence *presence, depth *depth) error {
+	age := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "medianest_presence_age_seconds",
+		Help: "How long ago this process began its last successful renewal of its presence; 0 if it has none.",
+	}, func() float64 { return presence.age().Seconds() })
+	return errors.Join(r.Register(m.jobs), r.Register(m.running), r.Register(m.run), r.Register(m.wait),
+		r.Register(m.reclaimed), r.Register(m.fences), r.Register(age), r.Register(depth))
 }
 
 func (m *metrics) begin(job *rivertype.JobRow) {
