@@ -18,15 +18,15 @@ CREATE TABLE medianest.worker (
     drained_at timestamptz
 );
 
--- The row that stands for a job now, for the few jobs that lost a worker; a job that is not here is its own row. Written
--- in the transaction that makes the successor.
+-- The row that stands for a job now, for the few jobs that lost a worker; a job that is not here is its own row.
+-- Written in the transaction that makes the successor.
 CREATE TABLE medianest.job_map (
     public_id bigint PRIMARY KEY,          -- id of the job's first row, which everything but River calls it by
     row_id bigint NOT NULL UNIQUE
 );
 
--- Where nodes share no volume: what has been fetched so far is on staged_on ('': nowhere). staged_wait_from is since when
--- workers of other volumes have waited for one of that volume.
+-- Where nodes share no volume: what has been fetched so far is on staged_on ('': nowhere). Workers of other volumes have
+-- waited for one of that volume since staged_wait_from.
 ALTER TABLE medianest.content ADD staged_on text NOT NULL DEFAULT '', ADD staged_wait_from timestamptz;
 
 ALTER TABLE medianest.event ADD worker jsonb; -- of worker.*: {"id", "mode", "host"}

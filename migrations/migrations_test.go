@@ -532,3 +532,36 @@ func TestLineAt(t *testing.T) {
 	}
 	require.Equal(t, 1, migrations.LineAt("", 1))
 }
+
+// Jobs that went on as other rows go by the ids of those when the migration that gave them one id is taken back.
+func TestDownGivesJobsTheirRowsIDs(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.up(t)
+	b.exec(t, `INSERT INTO medianest.users (id, name, role) VALUES (gen_random_uuid(), 'ann', 'member')`)
+	b.exec(t, `INSERT INTO medianest.content (id, key, url, profile, job_id) VALUES (gen_random_uuid(), 'k', 'u', 'p', 5)`)
+	b.exec(t, `
+		INSERT INTO medianest.downloads (id, user_id, content_id, url, profile, state, job_id)
+		SELECT gen_random_uuid(), u.id, c.id, 'u', 'p', 'queued', 5
+		FROM medianest.users AS u, medianest.content AS c`)
+	b.exec(t, `INSERT INTO medianest.job_viewer (job_id, user_id, download_id) SELECT 5, d.user_id, d.id FROM medianest.downloads AS d`)
+	b.exec(t, `INSERT INTO medianest.job_map (public_id, row_id) VALUES (5, 9)`)
+	b.exec(t, `
+		INSERT INTO river.river_job (id, args, kind, max_attempts, metadata, state, finalized_at)
+		VALUES (5, '{}', 'k', 1, '{"superseded_by": "9"}', 'discarded', now()), (9, '{}', 'k', 1, '{"public_id": "5"}', 'available', NULL)`)
+	b.exec(t, `INSERT INTO medianest.worker (id, mode, host, version, expires_at) VALUES ('w', 'work', 'h', 'v', now())`)
+
+	require.NoError(t, migrations.Down(t.Context(), b.pool, len(b.status(t).Migrations)-3, b.log))
+	var ids []int64
+	require.NoError(t, b.pool.QueryRow(t.Context(), `
+		SELECT array[c.job_id, d.job_id, v.job_id]
+		FROM medianest.content AS c, medianest.downloads AS d, medianest.job_viewer AS v`).Scan(&ids))
+	require.Equal(t, []int64{9, 9, 9}, ids)
+	b.exec(t, `UPDATE river.river_job SET state = 'running' WHERE id = 9`)
+	require.Contains(t, b.events(t), "9: available > running")
+	var others int
+	require.NoError(t, b.pool.QueryRow(t.Context(), `
+		SELECT count(*) FROM medianest.event WHERE topic NOT IN ('job.state', 'download.state')`).Scan(&others))
+	require.Zero(t, others, "an older reader knows no others")
+	b.up(t)
+}

@@ -23,7 +23,9 @@ import (
 // bundle is a database of the test's own with the stores of both kinds of process, each in its own role.
 type bundle struct {
 	t      *testing.T
+	url    string
 	pool   *pgxpool.Pool // as the owner, to look and to play River
+	river  *pgxpool.Pool // as River's client has it
 	api    *store.Store
 	worker *store.Store
 }
@@ -31,7 +33,7 @@ type bundle struct {
 func setup(t *testing.T) *bundle {
 	t.Helper()
 	url := storetest.DB(t)
-	b := &bundle{t: t, pool: storetest.OpenPool(t, url, "")}
+	b := &bundle{t: t, url: url, pool: storetest.OpenPool(t, url, ""), river: storetest.OpenPool(t, url, store.RoleRiver)}
 	q := newRiverQueue(t, b.pool)
 	b.api = store.New(storetest.OpenPool(t, url, store.RoleAPI)).WithQueue(q)
 	b.worker = store.New(storetest.OpenPool(t, url, store.RoleWorker)).WithQueue(q)
@@ -219,10 +221,11 @@ func begin(contentID uuid.UUID, row int64) store.BeginFetchParams {
 // fetch plays a worker that runs the download's job to its end.
 func (b *bundle) fetch(d store.Download, name string) {
 	b.t.Helper()
-	b.setJob(*d.JobID, "running")
-	_, err := b.worker.BeginFetch(b.t.Context(), begin(d.ContentID, *d.JobID))
+	row := b.currentRow(*d.JobID)
+	b.setJob(int64(row), "running")
+	_, err := b.worker.BeginFetch(b.t.Context(), begin(d.ContentID, int64(row)))
 	require.NoError(b.t, err)
-	require.NoError(b.t, b.worker.Publish(b.t.Context(), d.ContentID, rowOf(d), linkFor(name), completeJob(*d.JobID)))
+	require.NoError(b.t, b.worker.Publish(b.t.Context(), d.ContentID, row, linkFor(name), completeJob(int64(row))))
 }
 
 // expand plays a worker that finds n entries at the download's content.

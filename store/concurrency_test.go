@@ -49,6 +49,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	start(4, 2*time.Millisecond, c.work)
 	// One: two of them with the same jobs in different orders would run into each other.
 	start(1, 60*time.Millisecond, c.river)
+	start(1, 10*time.Millisecond, c.lose)
 	start(1, 20*time.Millisecond, c.consumer)
 	start(1, 50*time.Millisecond, c.retention)
 	start(1, 200*time.Millisecond, c.watch)
@@ -81,13 +82,19 @@ func TestEverythingAtOnce(t *testing.T) {
 		SELECT count(*)
 		FROM medianest.downloads AS d
 		WHERE d.cancelled_at IS NULL AND NOT d.is_collection AND d.state IN ('queued', 'waiting', 'running')
-			AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = d.job_id AND j.finalized_at IS NULL)`),
+			AND NOT EXISTS (
+				SELECT
+				FROM river.river_job AS j
+				WHERE medianest.public_id(j.id, j.metadata) = d.job_id AND j.finalized_at IS NULL)`),
 		"a wish waits for a job that is over")
 	require.Zero(t, b.count(`
 		SELECT count(*)
 		FROM river.river_job AS j
 		WHERE j.kind = 'download' AND j.finalized_at IS NULL AND NOT j.metadata ? 'cancel_attempted_at'
-			AND NOT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.job_id = j.id AND d.cancelled_at IS NULL)`),
+			AND NOT EXISTS (
+				SELECT
+				FROM medianest.downloads AS d
+				WHERE d.job_id = medianest.public_id(j.id, j.metadata) AND d.cancelled_at IS NULL)`),
 		"a job is to come that nobody wishes for")
 	require.Zero(t, b.count(`
 		SELECT count(*)
@@ -112,7 +119,10 @@ func TestEverythingAtOnce(t *testing.T) {
 		FROM medianest.downloads AS p
 		WHERE p.is_collection AND p.cancelled_at IS NULL
 			AND EXISTS (SELECT FROM medianest.downloads AS k WHERE k.parent_id = p.id)
-			AND EXISTS (SELECT FROM river.river_job AS j WHERE j.id = p.job_id AND j.state = 'completed')
+			AND EXISTS (
+				SELECT
+				FROM river.river_job AS j
+				WHERE medianest.public_id(j.id, j.metadata) = p.job_id AND j.state = 'completed')
 			AND (p.state = 'running') <> EXISTS (
 				SELECT
 				FROM medianest.downloads AS k
@@ -175,7 +185,7 @@ func (c *chaos) watch(ctx context.Context, _ *rand.Rand) error {
 func (c *chaos) happened(n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, name := range []string{"created", "cancelled", "retried", "deleted", "published", "expanded", "job cancelled", "job retried"} {
+	for _, name := range []string{"created", "cancelled", "retried", "deleted", "published", "expanded", "job cancelled", "job retried", "lost"} {
 		if c.counts[name] < n {
 			return false
 		}
@@ -252,7 +262,7 @@ func (c *chaos) act(ctx context.Context, r *rand.Rand) error {
 // others, and of each other.
 func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 	var (
-		jobID     int64
+		row       int64
 		contentID uuid.UUID
 	)
 	err := c.pool.QueryRow(ctx, `
@@ -266,16 +276,16 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 			LIMIT 1
 			FOR UPDATE SKIP LOCKED
 		)
-		RETURNING id, (args ->> 'content_id')::uuid`).Scan(&jobID, &contentID)
+		RETURNING id, (args ->> 'content_id')::uuid`).Scan(&row, &contentID)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	f, err := c.worker.BeginFetch(ctx, begin(contentID, jobID))
+	f, err := c.worker.BeginFetch(ctx, begin(contentID, row))
 	if errors.Is(err, store.ErrOtherJob) {
-		_, err := c.pool.Exec(ctx, `UPDATE river.river_job SET state = 'cancelled', finalized_at = now() WHERE id = $1 AND state = 'running'`, jobID)
+		_, err := c.pool.Exec(ctx, `UPDATE river.river_job SET state = 'cancelled', finalized_at = now() WHERE id = $1 AND state = 'running'`, row)
 		return err
 	}
 	if err != nil {
@@ -286,13 +296,35 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 		for _, k := range r.Perm(len(c.urls)) {
 			entries = append(entries, entry(c.urls[k]))
 		}
-		err := c.worker.Expand(ctx, contentID, store.JobRow(jobID), entries, "", completeJob(jobID))
+		err := c.worker.Expand(ctx, contentID, store.JobRow(row), entries, "", completeJob(row))
 		if errors.Is(err, store.ErrInvalid) {
 			err = nil // too deep
 		}
 		return c.note("expanded", err)
 	}
-	return c.note("published", c.worker.Publish(ctx, contentID, store.JobRow(jobID), linkFor(contentID.String()+".mp4"), completeJob(jobID)))
+	return c.note("published", c.worker.Publish(ctx, contentID, store.JobRow(row), linkFor(contentID.String()+".mp4"), completeJob(row)))
+}
+
+// lose lets the workers of some jobs be lost, and those go on at whatever point they are.
+func (c *chaos) lose(ctx context.Context, _ *rand.Rand) error {
+	var row int64
+	err := c.pool.QueryRow(ctx, `
+		SELECT j.id
+		FROM river.river_job AS j
+		WHERE j.state = 'running'
+		ORDER BY random()
+		LIMIT 1`).Scan(&row)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	lost, err := reclaim(ctx, c.bundle.river, row)
+	if !lost {
+		return err
+	}
+	return c.note("lost", err)
 }
 
 // river ends and promotes many jobs in one statement, in any order.

@@ -72,10 +72,10 @@ type BeginFetchParams struct {
 // BeginFetch begins an attempt of the job at the content. With no wish there is nothing to do: Publish then completes the
 // job, unless somebody joined in the meantime.
 //
-// ErrNotFound if the content is gone. ErrSuperseded if the row does not run, or the job goes on as another. ErrOtherJob if
-// another job is at it, which those who followed this one follow now. ErrStagedElsewhere if what has been fetched so far
-// lies on another volume, a worker of which may go on with it: the job should be put off for a moment. That ends when
-// Wait has passed since it was first said, and the fetch begins from nothing.
+// ErrNotFound if the content is gone. ErrSuperseded if the row does not run, or the job goes on as another. ErrOtherJob
+// if another job is at it, which those who followed this one follow now. ErrStagedElsewhere if what has been fetched so
+// far lies on another volume, a worker of which may go on with it: the job should be put off for a moment. That ends
+// when Wait has passed since it was first said, and the fetch begins from nothing.
 func (s *Store) BeginFetch(ctx context.Context, p BeginFetchParams) (Fetch, error) {
 	var (
 		f       Fetch
@@ -160,8 +160,8 @@ func leaveToVolume(ctx context.Context, tx pgx.Tx, content lockedContent, wait t
 	return tag.RowsAffected() == 1, nil
 }
 
-// ForgetStaged says that nothing that has been fetched of the content is kept: any worker may begin anew. A content that
-// is gone is no error.
+// ForgetStaged says that nothing that has been fetched of the content is kept: any worker may begin anew. A content
+// that is gone is no error.
 func (s *Store) ForgetStaged(ctx context.Context, contentID uuid.UUID) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE medianest.content

@@ -33,9 +33,11 @@ type NewEntry struct {
 // twice, and those that are the collection itself or one above it, are left out. leftOut says what else is, in words fit
 // to be shown, or is empty: the collection completes with it as some_children_failed.
 //
-// ErrSuperseded if the row does not run, or the job goes on as another; ErrNotFound if the content is gone; ErrInvalid if there is nothing to
-// add, too much, or too deep.
-func (s *Store) Expand(ctx context.Context, contentID uuid.UUID, row JobRow, entries []NewEntry, leftOut string, complete CompleteFunc) error {
+// ErrSuperseded if the row does not run, or the job goes on as another; ErrNotFound if the content is gone; ErrInvalid if
+// there is nothing to add, too much, or too deep.
+func (s *Store) Expand(
+	ctx context.Context, contentID uuid.UUID, row JobRow, entries []NewEntry, leftOut string, complete CompleteFunc,
+) error {
 	entries, err := checkEntries(entries)
 	if err != nil {
 		return fmt.Errorf("expand content %s by row %d: %w", contentID, row, err)

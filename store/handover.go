@@ -9,7 +9,8 @@ import (
 )
 
 // handOver locks the job, which runs as the row, lets the downloads that follow it follow the one that is at the locked
-// content by now, and reports whether there is one. An operator may bring back a job that ended long ago, while another one fetches the same.
+// content by now, and reports whether there is one. An operator may bring back a job that ended long ago, while another
+// one fetches the same.
 func handOver(ctx context.Context, tx pgx.Tx, content lockedContent, jobID int64, row JobRow) (bool, error) {
 	if content.JobID == nil || *content.JobID == jobID {
 		return false, lockRunning(ctx, tx, jobID, row)

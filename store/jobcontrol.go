@@ -78,10 +78,10 @@ func (s *Store) cancelJobFor(ctx context.Context, tx pgx.Tx, id int64, userID uu
 	return nil
 }
 
-// RetryJob makes a job that ended badly, or waits to be tried again, available now; the id is as CancelJob takes it. The
-// downloads that follow it come back to life by the outbox, but not those that their users cancelled, except the viewer's
-// own. ErrConflict if the job runs, is available already or has completed, if another job is at the content by now, or if
-// nobody wishes for it.
+// RetryJob makes a job that ended badly, or waits to be tried again, available now; the id is as CancelJob takes it.
+// The downloads that follow it come back to life by the outbox, but not those that their users cancelled, except the
+// viewer's own. ErrConflict if the job runs, is available already or has completed, if another job is at the content by
+// now, or if nobody wishes for it.
 func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 	var job Job
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {

@@ -60,8 +60,8 @@ type JobFilter struct {
 
 // jobColumns reads of attempted_by and errors only so much that a page of jobs stays small. The reason of an attempt
 // before the last one is not passed off as the last one's; a snooze counts an attempt back.
-const jobColumns = `medianest.public_id(j.id, j.metadata) AS id, j.id AS row, j.kind, j.queue, j.state::text AS state, j.priority, j.attempt, j.max_attempts, j.created_at, j.scheduled_at,
-			j.attempted_at, j.finalized_at,
+const jobColumns = `medianest.public_id(j.id, j.metadata) AS id, j.id AS row, j.kind, j.queue, j.state::text AS state,
+			j.priority, j.attempt, j.max_attempts, j.created_at, j.scheduled_at, j.attempted_at, j.finalized_at,
 			coalesce(j.attempted_by[greatest(1, cardinality(j.attempted_by) - 9):], '{}') AS attempted_by,
 			CASE
 				WHEN j.state IN ('running', 'completed') THEN ''

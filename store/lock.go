@@ -18,8 +18,8 @@ import (
 //	downloads    all that it needs, in one statement, by id: the collections above and the items below included
 //	river_job    one row by waiting for it; several by lockJobs, which never waits while it holds one
 //
-// A reclaim, by which a job that lost its worker goes on as another row, takes rows of river_job and of job_map only, the
-// former without waiting.
+// A reclaim, by which a job that lost its worker goes on as another row, takes rows of river_job and of job_map only,
+// the former without waiting.
 //
 // Whoever changes which downloads follow a job, or finishes a job's work, holds the job's content: two transactions
 // about the same job therefore never meet at its row, only with River itself. The outbox's consumer takes downloads
@@ -225,18 +225,19 @@ func isFinalJobState(state string) bool {
 	return state == "completed" || state == "cancelled" || state == "discarded"
 }
 
-const lockedJobColumns = `n.id, j.id AS row, j.state::text AS state, j.scheduled_at, j.metadata ? 'cancel_attempted_at' AS cancel_asked,
+const lockedJobColumns = `n.id, j.id AS row, j.state::text AS state, j.scheduled_at,
+	j.metadata ? 'cancel_attempted_at' AS cancel_asked,
 	CASE WHEN j.state = 'scheduled' AND j.metadata ->> 'reason_attempt' = (j.attempt + 1)::text
 		THEN coalesce(j.metadata ->> 'reason', '') ELSE '' END AS parked,
 	j.metadata ? 'superseded_by' AS superseded`
 
-// lockJobs locks the present rows of those of the jobs that are not final, and returns all that exist, by public id. The
-// content of each download job among them is locked already.
+// lockJobs locks the present rows of those of the jobs that are not final, and returns all that exist, by public id.
+// The content of each download job among them is locked already.
 //
 // River updates many jobs in one statement in no order that we could follow. With one row there can be no circle. With
 // several, a row that somebody holds is not waited for while others are held: everything is given back and tried
-// again. So it is with a row that turns out to be superseded once it is locked: its job goes on as one that only a later
-// statement sees.
+// again. So it is with a row that turns out to be superseded once it is locked: its job goes on as one that only a
+// later statement sees.
 func lockJobs(ctx context.Context, tx pgx.Tx, ids []int64) (map[int64]lockedJob, error) {
 	ids = slices.Compact(slices.Sorted(slices.Values(ids)))
 	switch len(ids) {

@@ -1,9 +1,12 @@
 package store_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -21,8 +24,9 @@ type lists struct {
 	jobs      map[string]store.JobFilter
 }
 
-// manyRows fills a database with downloads and jobs of fifty users, a twentieth of the downloads failed and a thousandth
-// of the jobs running. The eighth user has a collection of a hundredth of all.
+// manyRows fills a database with downloads and jobs of fifty users, a twentieth of the downloads failed, a thousandth of
+// the jobs running, and a hundredth of them, the running ones included, in their second row. The eighth user has a
+// collection of a hundredth of all.
 func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 	t.Helper()
 	ctx := t.Context()
@@ -45,10 +49,19 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 				FROM generate_series(1, pg_temp.rows()) AS n`,
 			`INSERT INTO medianest.files (id, content_id, user_id, path, size_bytes, sha256)
 				SELECT d.id, d.content_id, d.user_id, 'p' || d.id, 1, sha256('') FROM medianest.downloads AS d WHERE d.job_id % 3 = 0`,
-			`INSERT INTO river.river_job (id, kind, queue, args, state, finalized_at, attempt, max_attempts)
-				SELECT n, 'download', 'download', '{}', (CASE WHEN n % 1000 = 0 THEN 'running' ELSE 'completed' END)::river.river_job_state,
-					CASE WHEN n % 1000 <> 0 THEN now() END, 1, 8
+			`INSERT INTO river.river_job (id, kind, queue, args, state, finalized_at, attempt, max_attempts, metadata)
+				SELECT n, 'download', 'download', jsonb_build_object('content_id', pg_temp.nth(1 + n % (pg_temp.rows() / 5))),
+					(CASE WHEN n % 100 = 0 THEN 'discarded' ELSE 'completed' END)::river.river_job_state, now(), 1, 8,
+					CASE WHEN n % 100 = 0 THEN jsonb_build_object('superseded_by', (n + pg_temp.rows())::text) ELSE '{}' END
 				FROM generate_series(1, pg_temp.rows()) AS n`,
+			`INSERT INTO river.river_job (id, kind, queue, args, state, finalized_at, attempt, max_attempts, metadata)
+				SELECT n + pg_temp.rows(), 'download', 'download', jsonb_build_object('content_id', pg_temp.nth(1 + n % (pg_temp.rows() / 5))),
+					(CASE WHEN n % 1000 = 0 THEN 'running' ELSE 'completed' END)::river.river_job_state,
+					CASE WHEN n % 1000 <> 0 THEN now() END, 1, 8, jsonb_build_object('public_id', n::text)
+				FROM generate_series(100, pg_temp.rows(), 100) AS n`,
+			`SELECT setval('river.river_job_id_seq', 3 * pg_temp.rows())`,
+			`INSERT INTO medianest.job_map (public_id, row_id)
+				SELECT n, n + pg_temp.rows() FROM generate_series(100, pg_temp.rows(), 100) AS n`,
 			`INSERT INTO medianest.job_viewer (job_id, user_id, download_id)
 				SELECT d.job_id, d.user_id, d.id FROM medianest.downloads AS d`,
 		} {
@@ -58,7 +71,8 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 		}
 		return nil
 	}))
-	_, err := pool.Exec(ctx, `VACUUM (ANALYZE) medianest.downloads, medianest.content, medianest.files, medianest.job_viewer, river.river_job`)
+	_, err := pool.Exec(ctx, `VACUUM (ANALYZE) medianest.downloads, medianest.content, medianest.files, medianest.job_viewer, medianest.job_map,
+		river.river_job`)
 	require.NoError(t, err)
 
 	var one, collection uuid.UUID
@@ -117,6 +131,104 @@ func TestListsGoByIndexes(t *testing.T) {
 	}
 }
 
+// Whoever looks for a job by its public id finds its present row by indexes.
+func TestJobsAreFoundByIndexes(t *testing.T) {
+	t.Parallel()
+	const rows = 10_000
+	url := storetest.DB(t)
+	pool := storetest.OpenPool(t, url, "")
+	manyRows(t, pool, rows)
+	b := &bundle{t: t, pool: pool, url: url}
+	rec := &recorder{}
+	cfg := pool.Config()
+	cfg.ConnConfig.Tracer = rec
+	traced, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(traced.Close)
+	s := store.New(traced).WithQueue(newRiverQueue(t, pool))
+	ctx, admin := t.Context(), store.Viewer{Admin: true}
+	var d store.Download
+	require.NoError(t, pool.QueryRow(ctx, `
+		SELECT d.id, d.content_id, d.user_id, d.job_id
+		FROM medianest.downloads AS d
+		WHERE d.job_id = 1000`).Scan(&d.ID, &d.ContentID, &d.UserID, &d.JobID))
+	b.exec(`UPDATE medianest.content SET job_id = $2 WHERE id = $1`, d.ContentID, *d.JobID)
+	b.exec(`UPDATE medianest.downloads SET state = 'running' WHERE id = $1`, d.ID)
+	b.exec(`UPDATE medianest.downloads SET cancelled_at = now(), state = 'cancelled' WHERE content_id = $2 AND id <> $1`, d.ID, d.ContentID)
+	for range 2 { // a history, and the consumer's place in it
+		_, _, err := s.AdvanceTick(ctx)
+		require.NoError(t, err)
+		for n := 1; n > 0; {
+			n, err = s.FollowJobs(ctx, 5000)
+			require.NoError(t, err)
+		}
+	}
+	many := make([]int64, 200)
+	for i := range many {
+		many[i] = int64(50 * (i + 1))
+	}
+
+	for _, c := range []struct {
+		name string
+		call func() error
+	}{
+		{"FindJob", func() error { _, err := s.FindJob(ctx, *d.JobID, store.Viewer{UserID: d.UserID}); return err }},
+		{"FindJobByRow", func() error { _, err := s.FindJob(ctx, *d.JobID+rows, admin); return err }},
+		{"CurrentRow", func() error { _, err := s.CurrentRow(ctx, *d.JobID); return err }},
+		{"WatchedJobs", func() error { _, err := s.WatchedJobs(ctx, many); return err }},
+		{"ContentUnfinished", func() error { _, err := s.ContentUnfinished(ctx, d.ContentID); return err }},
+		{"BeginFetch", func() error { _, err := s.BeginFetch(ctx, begin(d.ContentID, *d.JobID+rows)); return err }},
+		{"FollowJobs", func() error {
+			b.exec(`UPDATE river.river_job SET state = 'retryable' WHERE id = $1`, *d.JobID+rows)
+			if _, _, err := s.AdvanceTick(ctx); err != nil {
+				return err
+			}
+			_, err := s.FollowJobs(ctx, 1000)
+			return err
+		}},
+		{"CancelJob", func() error { _, err := s.CancelJob(ctx, *d.JobID, admin); return err }},
+		{"RetryJob", func() error { _, err := s.RetryJob(ctx, *d.JobID, admin); return err }},
+		{"CancelDownload", func() error { _, err := s.CancelDownload(ctx, d.ID, admin); return err }},
+		{"RetryDownload", func() error { _, err := s.RetryDownload(ctx, d.ID, admin); return err }},
+	} {
+		rec.take()
+		require.NoError(t, c.call(), c.name)
+		queries := rec.take()
+		require.NotEmpty(t, queries)
+		for _, q := range queries {
+			require.LessOrEqual(t, rowsLookedAt(t, pool, q.SQL, q.Args...), rows/5, "%s: %s", c.name, q.SQL)
+		}
+	}
+}
+
+// recorder keeps the statements that go over its connections.
+type recorder struct {
+	mu      sync.Mutex
+	queries []pgx.TraceQueryStartData
+}
+
+func (r *recorder) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch verb, _, _ := strings.Cut(strings.TrimSpace(q.SQL), " "); strings.TrimSpace(verb) {
+	case "begin", "commit", "rollback", "savepoint", "release":
+	default:
+		r.queries = append(r.queries, q)
+	}
+	return ctx
+}
+
+func (r *recorder) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// take returns what was recorded and begins anew.
+func (r *recorder) take() []pgx.TraceQueryStartData {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	queries := r.queries
+	r.queries = nil
+	return queries
+}
+
 // planNode is a part of what EXPLAIN says.
 type planNode struct {
 	Type    string     `json:"Node Type"`
@@ -127,10 +239,13 @@ type planNode struct {
 }
 
 // rowsLookedAt runs the query and returns how many rows it read from tables and indexes.
-func rowsLookedAt(t testing.TB, pool *pgxpool.Pool, sql string, args pgx.StrictNamedArgs) int {
+func rowsLookedAt(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) int {
 	t.Helper()
 	var raw []byte
-	require.NoError(t, pool.QueryRow(t.Context(), `EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) `+sql, args).Scan(&raw))
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	require.NoError(t, tx.QueryRow(t.Context(), `EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) `+sql, args...).Scan(&raw), sql)
 	var plan []struct{ Plan planNode }
 	require.NoError(t, json.Unmarshal(raw, &plan))
 	var walk func(n planNode) float64

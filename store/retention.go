@@ -21,8 +21,9 @@ type Trimmed struct {
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
-// that are gone and whose events are older than eventRetention, the mappings of such jobs, and contents a day old that nobody needs. It goes
-// through the tables in batches and may be called at any time by any number of processes; once an hour is plenty.
+// that are gone and whose events are older than eventRetention, where jobs that are gone went on, and contents a day old
+// that nobody needs. It goes through the tables in batches and may be called at any time by any number of processes; once
+// an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
 		t   Trimmed
@@ -104,8 +105,8 @@ func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total in
 	}
 }
 
-// trimJobMap removes what leads nowhere any more. A mapping is kept for as long as the job's first row is there: without
-// it, that row would stand for the job again.
+// trimJobMap removes what leads nowhere any more. A mapping is kept for as long as the job's first row is there:
+// without it, that row would stand for the job again.
 func (s *Store) trimJobMap(ctx context.Context) (total int64, err error) {
 	for {
 		tag, err := s.pool.Exec(ctx, `
@@ -180,7 +181,8 @@ func (s *Store) staleContents(ctx context.Context, after uuid.UUID) (stale []uui
 // unneededContent says of a content w that it has no download, no file and no job at work.
 var unneededContent = `NOT EXISTS (SELECT FROM medianest.downloads AS d WHERE d.content_id = w.id)
 			AND NOT EXISTS (SELECT FROM medianest.files AS f WHERE f.content_id = w.id)
-			AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = ` + currentRow("w.job_id") + ` AND j.finalized_at IS NULL)`
+			AND NOT EXISTS (
+				SELECT FROM river.river_job AS j WHERE j.id = ` + currentRow("w.job_id") + ` AND j.finalized_at IS NULL)`
 
 // deleteContents locks first and looks again then: whoever held a row may have made a download of it.
 func (s *Store) deleteContents(ctx context.Context, ids []uuid.UUID) (removed int64, err error) {

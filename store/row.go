@@ -9,12 +9,11 @@ import (
 )
 
 // JobRow is the id of a row of river.river_job. A job that lost its worker goes on as another row, under the public id
-// that its first row had, which everything but River calls it by. What a worker writes names its own row: the row is what
-// tells it from a worker that has taken the job over.
+// that its first row had, which everything but River calls it by. What a worker writes names its own row: that tells it
+// from a worker that has taken the job over.
 type JobRow int64
 
-// currentRow is the id of the row that stands for a job now, given an expression of its public id. Where jobs are joined
-// in bulk, medianest.job_map is.
+// currentRow is the id of the row that stands for a job now, given an expression of its public id.
 func currentRow(publicID string) string {
 	return `coalesce((SELECT m.row_id FROM medianest.job_map AS m WHERE m.public_id = ` + publicID + `), ` + publicID + `)`
 }

@@ -31,7 +31,8 @@ type Worker struct {
 	State     string
 }
 
-const workerColumns = `w.id, w.mode, w.host, w.version, w.volume, w.queues, w.running, w.started_at, w.renewed_at, w.expires_at,
+const workerColumns = `w.id, w.mode, w.host, w.version, w.volume, w.queues, w.running,
+			w.started_at, w.renewed_at, w.expires_at,
 			CASE
 				WHEN w.expires_at <= now() THEN 'lost'
 				WHEN w.drained_at IS NOT NULL THEN 'drained'
