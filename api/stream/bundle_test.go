@@ -188,7 +188,57 @@ const setJob = `
 	SET state = $2::river.river_job_state,
 		attempt = attempt + CASE WHEN $2 = 'running' THEN 1 ELSE 0 END,
 		finalized_at = CASE WHEN $2 IN ('completed', 'cancelled', 'discarded') THEN now() END
-	WHERE id = $1`
+	WHERE id = coalesce((SELECT m.row_id FROM medianest.job_map AS m WHERE m.public_id = $1), $1)`
+
+// reclaim lets a job that runs go on as another row of river_job, as the queue does when a worker is lost.
+const reclaim = `
+	WITH lost AS (
+		SELECT j.id, nextval('river.river_job_id_seq') AS successor
+		FROM river.river_job AS j
+		WHERE j.id = coalesce((SELECT m.row_id FROM medianest.job_map AS m WHERE m.public_id = $1), $1)
+			AND j.state = 'running'
+		FOR UPDATE SKIP LOCKED
+	), old AS (
+		UPDATE river.river_job AS j
+		SET state = 'discarded', finalized_at = now(),
+			metadata = j.metadata || jsonb_build_object('superseded_by', l.successor::text)
+		FROM lost AS l
+		WHERE j.id = l.id
+		RETURNING j.*, l.successor
+	), new AS (
+		INSERT INTO river.river_job (id, args, kind, max_attempts, queue, attempt, metadata)
+		SELECT o.successor, o.args, o.kind, o.max_attempts, o.queue, greatest(o.attempt - 1, 0),
+			o.metadata - 'superseded_by' || jsonb_build_object('public_id', $1::bigint::text)
+		FROM old AS o
+	)
+	INSERT INTO medianest.job_map (public_id, row_id)
+	SELECT $1, o.successor
+	FROM old AS o
+	ON CONFLICT (public_id) DO UPDATE
+	SET row_id = excluded.row_id`
+
+func (b *bundle) reclaim(jobID int64) {
+	b.t.Helper()
+	tag, err := b.pool.Exec(context.Background(), reclaim, jobID)
+	require.NoError(b.t, err)
+	require.EqualValues(b.t, 1, tag.RowsAffected(), "job %d does not run", jobID)
+}
+
+// join puts a process among the workers; leave takes it away again, as one that stopped or that was lost.
+func (b *bundle) join(id string) {
+	b.t.Helper()
+	b.exec(`
+		INSERT INTO medianest.worker (id, mode, host, version, expires_at)
+		VALUES ($1, 'work', 'nas', 'v1', now() + interval '1 h')`, id)
+}
+
+func (b *bundle) leave(id string, lost bool) {
+	b.t.Helper()
+	if lost {
+		b.exec(`UPDATE medianest.worker SET expires_at = now() WHERE id = $1`, id)
+	}
+	b.exec(`DELETE FROM medianest.worker WHERE id = $1`, id)
+}
 
 func (b *bundle) user(name string) uuid.UUID {
 	b.t.Helper()

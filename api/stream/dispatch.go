@@ -98,52 +98,41 @@ func (h *Hub) dispatch(events []store.Event, end store.Cursor) {
 		e := &events[i]
 		h.progress.note(e)
 		clear(h.frames)
-		if e.Topic == store.TopicJobState {
-			h.dispatchJob(e)
-		} else {
-			h.dispatchChange(e)
+		for s := range h.admins {
+			h.offer(s, e)
 		}
+		h.offerUsers(e)
 	}
 	h.at = end
 	h.wake()
 }
 
-func (h *Hub) dispatchJob(e *store.Event) {
-	if len(h.admins) == 0 && len(e.Viewers) == 0 {
-		return
-	}
-	j := job{id: e.JobID, kind: e.Kind, queue: e.Queue, viewers: e.Viewers}
-	for s := range h.admins {
-		h.offer(s, e, &j)
+// offerUsers gives an event to the streams of the users whom it concerns: the owner of a download, and those of the
+// downloads that follow or followed a job.
+func (h *Hub) offerUsers(e *store.Event) {
+	if e.UserID != nil {
+		h.offerUser(*e.UserID, e)
 	}
 	for i, v := range e.Viewers {
-		if i > 0 && slices.ContainsFunc(e.Viewers[:i], func(o store.EventViewer) bool { return o.UserID == v.UserID }) {
-			continue
-		}
-		for _, s := range h.users[v.UserID] {
-			h.offer(s, e, &j)
+		if !slices.ContainsFunc(e.Viewers[:i], func(o store.EventViewer) bool { return o.UserID == v.UserID }) {
+			h.offerUser(v.UserID, e)
 		}
 	}
 }
 
-func (h *Hub) dispatchChange(e *store.Event) {
-	for s := range h.admins {
-		h.offer(s, e, nil)
-	}
-	if e.UserID != nil {
-		for _, s := range h.users[*e.UserID] {
-			h.offer(s, e, nil)
-		}
+func (h *Hub) offerUser(user uuid.UUID, e *store.Event) {
+	for _, s := range h.users[user] {
+		h.offer(s, e)
 	}
 }
 
-// offer gives an event, of a job if j is set, to a stream that wants it. A stream whose buffer has run over gets nothing
-// any more, and is removed when all have been offered what there is.
-func (h *Hub) offer(s *subscriber, e *store.Event, j *job) {
+// offer gives an event to a stream that wants it. A stream whose buffer has run over gets nothing any more, and is
+// removed when all have been offered what there is.
+func (h *Hub) offer(s *subscriber, e *store.Event) {
 	if s.lagging || e.Compare(s.after) <= 0 {
 		return
 	}
-	f := h.frameFor(&s.Subscription, e, j)
+	f := h.frameFor(&s.Subscription, e)
 	if f == nil {
 		return
 	}
@@ -155,34 +144,21 @@ func (h *Hub) offer(s *subscriber, e *store.Event, j *job) {
 }
 
 // frameFor returns the event as the subscription sees it, or nil.
-func (h *Hub) frameFor(sub *Subscription, e *store.Event, j *job) *frame {
-	download := &uuid.Nil
-	if j == nil {
-		if !sub.wantsChange(e) {
-			return nil
-		}
-	} else {
-		subject, ok := sub.wantsJob(e.Topic, e.State, *j)
-		if !ok {
-			return nil
-		}
-		if subject != nil {
-			download = subject
-		}
+func (h *Hub) frameFor(sub *Subscription, e *store.Event) *frame {
+	subject, ok := sub.wants(e)
+	if !ok {
+		return nil
 	}
-	f := h.frames[*download]
+	var download uuid.UUID
+	if subject != nil {
+		download = *subject
+	}
+	f := h.frames[download]
 	if f == nil {
-		f = encodeFor(h.head.Epoch, e, download)
-		h.frames[*download] = f
+		f = encodeEvent(h.head.Epoch, e, subject)
+		h.frames[download] = f
 	}
 	return f
-}
-
-func encodeFor(epoch string, e *store.Event, download *uuid.UUID) *frame {
-	if *download == uuid.Nil {
-		download = nil
-	}
-	return encodeEvent(epoch, e, download)
 }
 
 func (h *Hub) touch(s *subscriber) {

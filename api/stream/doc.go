@@ -1,4 +1,5 @@
-// Package stream sends every change of a job's or download's state to those who may see it, as Server-Sent Events.
+// Package stream sends every change of a job's or download's state to those who may see it, and the coming and going of
+// workers to administrators, as Server-Sent Events.
 //
 // The hub follows the ticks of the outbox and hands each tick's events to the streams that are attached, as bytes that are
 // encoded once and shared. A stream that begins with a cursor first replays from the database up to where the hub is, and
@@ -20,6 +21,10 @@
 //	id: 6f0d1c2b3a49.90317.4
 //	event: job.state
 //	data: {"job_id":"42","kind":"download","queue":"download","state":"running","previous_state":"available",...}
+//
+//	id: 6f0d1c2b3a49.90318.9
+//	event: worker.lost
+//	data: {"worker_id":"nas-1","mode":"work","host":"nas",...}
 //
 //	event: job.progress
 //	data: {"job_id":"42","phase":"downloading","percent":41.2,...}

@@ -65,6 +65,13 @@ type downloadState struct {
 	At            time.Time  `json:"at"`
 }
 
+type workerChange struct {
+	WorkerID string    `json:"worker_id"`
+	Mode     string    `json:"mode"`
+	Host     string    `json:"host"`
+	At       time.Time `json:"at"`
+}
+
 type jobProgress struct {
 	store.Progress
 
@@ -74,12 +81,15 @@ type jobProgress struct {
 // encodeEvent makes an event's frame for those to whom it is about the download.
 func encodeEvent(epoch string, e *store.Event, download *uuid.UUID) *frame {
 	var data any
-	if e.Topic == store.TopicJobState {
+	switch {
+	case e.Topic == store.TopicJobState:
 		data = jobState{
 			JobID: e.JobID, Kind: e.Kind, Queue: e.Queue, State: e.State, PreviousState: e.PreviousState, Attempt: e.Attempt,
 			Reason: e.Reason, Subject: downloadSubject(download), At: e.At.UTC(),
 		}
-	} else {
+	case e.Worker != nil:
+		data = workerChange{WorkerID: e.Worker.ID, Mode: e.Worker.Mode, Host: e.Worker.Host, At: e.At.UTC()}
+	default:
 		data = downloadState{
 			DownloadID: e.DownloadID, JobID: e.JobID, State: e.State, PreviousState: e.PreviousState,
 			Reason: e.Reason, ParentID: e.ParentID, At: e.At.UTC(),

@@ -9,7 +9,8 @@ import (
 
 type metrics struct {
 	streams     prometheus.Gauge
-	sentJobs    prometheus.Counter
+	sent        *prometheus.CounterVec
+	sentJobs    prometheus.Counter // of sent, as the others below: of those that are many
 	sentChanges prometheus.Counter
 	sentReports prometheus.Counter
 	ended       *prometheus.CounterVec
@@ -32,6 +33,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "medianest_stream_subscribers",
 			Help: "Event streams that are open.",
 		}),
+		sent:        sent,
 		sentJobs:    sent.WithLabelValues(store.TopicJobState),
 		sentChanges: sent.WithLabelValues(store.TopicDownloadState),
 		sentReports: sent.WithLabelValues(TopicJobProgress),
@@ -61,4 +63,22 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "1 while the hub can not read new events.",
 		}),
 	}
+}
+
+// count takes note of what was written to a stream.
+func (m *metrics) count(events []*frame, reports int) {
+	var jobs, changes int
+	for _, f := range events {
+		switch f.topic {
+		case store.TopicJobState:
+			jobs++
+		case store.TopicDownloadState:
+			changes++
+		default:
+			m.sent.WithLabelValues(f.topic).Inc()
+		}
+	}
+	m.sentJobs.Add(float64(jobs))
+	m.sentChanges.Add(float64(changes))
+	m.sentReports.Add(float64(reports))
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // writers change the states of jobs as an unruly world does: some take a transaction id long before they write, some
-// hold the rows of several jobs and commit late, some roll back.
+// hold the rows of several jobs and commit late, some roll back, and some jobs lose their worker.
 type writers struct {
 	b       *bundle
 	jobs    []int64
@@ -48,13 +48,16 @@ var errChangedMind = errors.New("changed its mind")
 func (w *writers) transaction(random *rand.Rand, unruly bool) error {
 	changes := 0
 	err := pgx.BeginFunc(context.Background(), w.b.pool, func(tx pgx.Tx) error {
-		exec := func(sql string, args ...any) error {
-			_, err := tx.Exec(context.Background(), sql, args...)
+		exec := func(sql string, args ...any) (int, error) {
+			tag, err := tx.Exec(context.Background(), sql, args...)
+			return int(tag.RowsAffected()), err
+		}
+		pause := func() error {
+			_, err := exec(`SELECT pg_sleep($1)`, random.Float64()*0.012)
 			return err
 		}
-		pause := func() error { return exec(`SELECT pg_sleep($1)`, random.Float64()*0.012) }
 		if unruly {
-			if err := exec(`SELECT pg_current_xact_id()`); err != nil {
+			if _, err := exec(`SELECT pg_current_xact_id()`); err != nil {
 				return err
 			}
 			if err := pause(); err != nil {
@@ -66,13 +69,15 @@ func (w *writers) transaction(random *rand.Rand, unruly bool) error {
 			if first >= len(w.jobs) {
 				break
 			}
-			if err := exec(`
-				UPDATE river.river_job
-				SET state = CASE state WHEN 'available' THEN 'running' WHEN 'running' THEN 'retryable' ELSE 'available' END::river.river_job_state
-				WHERE id = $1`, w.jobs[first]); err != nil {
+			sql := moveOn
+			if random.IntN(4) == 0 {
+				sql = reclaim
+			}
+			changed, err := exec(sql, w.jobs[first])
+			if err != nil {
 				return err
 			}
-			changes++
+			changes += changed
 			first += 1 + random.IntN(3) // by id: no circles
 			if unruly {
 				if err := pause(); err != nil {
@@ -91,6 +96,13 @@ func (w *writers) transaction(random *rand.Rand, unruly bool) error {
 	w.changes.Add(int64(changes))
 	return err
 }
+
+// moveOn changes the state of a job's present row: of none if another one becomes that meanwhile.
+const moveOn = `
+	UPDATE river.river_job
+	SET state = CASE state WHEN 'available' THEN 'running' WHEN 'running' THEN 'retryable' ELSE 'available' END::river.river_job_state
+	WHERE id = coalesce((SELECT m.row_id FROM medianest.job_map AS m WHERE m.public_id = $1), $1)
+		AND NOT metadata ? 'superseded_by'`
 
 // record is a line of a client's log.
 type record struct{ id, job, state, previous string }
@@ -187,6 +199,9 @@ func TestEveryChangeOnceAndInOrder(t *testing.T) {
 	b.scan(&committed, `SELECT count(*) FROM medianest.event WHERE topic = 'job.state' AND previous_state <> ''`)
 	require.Equal(t, int(w.changes.Load()), committed)
 	require.Len(t, whole, committed)
+	var lost int
+	b.scan(&lost, `SELECT count(*) FROM river.river_job WHERE metadata ? 'superseded_by'`)
+	require.Greater(t, lost, 10, "workers that were lost")
 
 	// A client that was never cut off saw the same, though its buffer ran over all the time.
 	for _, e := range whole {

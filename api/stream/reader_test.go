@@ -36,6 +36,7 @@ type payload struct {
 	Attempt       int      `json:"attempt"`
 	Reason        string   `json:"reason"`
 	Position      string   `json:"position"`
+	WorkerID      string   `json:"worker_id"`
 	Percent       float64  `json:"percent"`
 	Subject       *subject `json:"subject"`
 }

@@ -244,13 +244,7 @@ func (c *connection) replay(ctx context.Context, to store.Cursor) (reset string,
 
 // frame is the event as the stream sees it, or nil.
 func (c *connection) frame(e *store.Event) *frame {
-	if e.Topic != store.TopicJobState {
-		if !c.sub.wantsChange(e) {
-			return nil
-		}
-		return encodeEvent(c.place.Epoch, e, nil)
-	}
-	subject, ok := c.sub.wantsJob(e.Topic, e.State, job{id: e.JobID, kind: e.Kind, queue: e.Queue, viewers: e.Viewers})
+	subject, ok := c.sub.wants(e)
 	if !ok {
 		return nil
 	}
@@ -361,12 +355,8 @@ func (c *connection) writeEvents(events []*frame, reports map[int64][]byte) erro
 		return nil
 	}
 	parts := make([][]byte, 0, len(events)+len(reports))
-	jobs := 0
 	for _, f := range events {
 		parts = append(parts, f.bytes)
-		if f.topic == store.TopicJobState {
-			jobs++
-		}
 	}
 	for _, message := range reports {
 		parts = append(parts, message)
@@ -378,9 +368,7 @@ func (c *connection) writeEvents(events []*frame, reports map[int64][]byte) erro
 		c.place.Cursor = events[len(events)-1].at
 		c.told = c.place
 	}
-	c.hub.metrics.sentJobs.Add(float64(jobs))
-	c.hub.metrics.sentChanges.Add(float64(len(events) - jobs))
-	c.hub.metrics.sentReports.Add(float64(len(reports)))
+	c.hub.metrics.count(events, len(reports))
 	return nil
 }
 

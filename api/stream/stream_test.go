@@ -265,6 +265,89 @@ func TestFilters(t *testing.T) {
 	}
 }
 
+// Workers come and go for administrators only, live as well as replayed, and not on streams that are about certain jobs
+// or downloads.
+func TestWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ada := b.user("ada")
+	h := b.hub(func(o *stream.Options) { o.Heartbeat = 20 * time.Millisecond })
+	b.outbox(h)
+	b.settle()
+	start := h.readNow("?topic=job.progress").opened
+	streams := map[string][]string{
+		"":                                 {"worker.joined nas-1", "worker.left nas-1", "worker.joined nas-2", "job.state ", "worker.lost nas-2"},
+		"?admin&user=" + ada.String():      {"worker.joined nas-1", "worker.left nas-1", "worker.joined nas-2", "job.state ", "worker.lost nas-2"},
+		"?topic=worker.lost":               {"worker.lost nas-2"},
+		"?topic=worker.joined":             {"worker.joined nas-1", "worker.joined nas-2"},
+		"?topic=job.state":                 {"job.state "},
+		"?kind=download":                   {"job.state "},
+		"?queue=download":                  {"job.state "},
+		"?state=available":                 {"job.state "},
+		"?job_id=-1":                       {},
+		"?download_id=" + uuid.NewString(): {},
+		"?user=" + ada.String():            {},
+		"?topic=worker.lost&user=" + ada.String(): {},
+	}
+	live := make(map[string]*reader)
+	for query := range streams {
+		live[query] = h.open(query, start)
+	}
+	b.join("nas-1")
+	b.leave("nas-1", false)
+	b.join("nas-2")
+	b.jobs(1)
+	b.leave("nas-2", true)
+	end := b.end()
+	for query, want := range streams {
+		for _, r := range []*reader{live[query], h.open(query, start)} {
+			got := []string{}
+			for _, m := range r.upTo(t, end) {
+				got = append(got, m.Event+" "+m.payload(t).WorkerID)
+				if m.Event == store.TopicWorkerLost {
+					require.JSONEq(t, `{"worker_id":"nas-2","mode":"work","host":"nas","at":`+at(m)+`}`, m.Data)
+				}
+			}
+			require.Equal(t, want, got, query)
+		}
+	}
+	require.Equal(t, 6.0, h.metric("medianest_stream_events_sent_total", store.TopicWorkerLost), "three streams, live and replayed")
+}
+
+// To its readers a job that loses its worker is the same job, which waits again.
+func TestLostWorker(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ada := b.user("ada")
+	progress := newFakeProgress()
+	h := b.hub(func(o *stream.Options) { o.Progress = progress })
+	b.outbox(h)
+	b.settle()
+	report := <-progress.fn
+	g := h.readNow("?topic=job.state&topic=job.progress&user=" + ada.String())
+	d := b.downloads(nil, ada)[0]
+	g.wantState(store.TopicJobState, "available")
+	for range 2 {
+		b.setJob(d.jobID, "running")
+		g.wantState(store.TopicJobState, "running")
+		b.reclaim(d.jobID)
+		p := g.wantState(store.TopicJobState, "available")
+		require.Equal(t, "running", *p.PreviousState)
+		require.Equal(t, strconv.FormatInt(d.jobID, 10), p.JobID)
+		require.Equal(t, d.id.String(), p.Subject.ID)
+		require.Zero(t, p.Attempt, "the loss costs no attempt")
+	}
+	b.setJob(d.jobID, "running")
+	g.wantState(store.TopicJobState, "running")
+	report(store.Progress{JobID: d.jobID, Percent: 50})
+	p := g.want(stream.TopicJobProgress).payload(t)
+	require.Equal(t, strconv.FormatInt(d.jobID, 10), p.JobID)
+	require.Equal(t, d.id.String(), p.Subject.ID)
+	b.setJob(d.jobID, "completed")
+	end := g.wantState(store.TopicJobState, "completed")
+	require.Equal(t, "running", *end.PreviousState)
+}
+
 // A burst larger than the buffer costs a replay, not the connection.
 func TestBurstBeyondTheBuffer(t *testing.T) {
 	t.Parallel()

@@ -17,7 +17,7 @@ const TopicJobProgress = "job.progress"
 type Subscription struct {
 	Viewer store.Viewer
 
-	Topics []string // job.state, job.progress, download.state
+	Topics []string // job.state, job.progress, download.state, worker.joined, worker.left, worker.lost
 	Kinds  []string // of jobs
 	Queues []string // of jobs
 	States []string // of jobs and of downloads. Progress is of running jobs.
@@ -37,6 +37,20 @@ type job struct {
 	id          int64
 	kind, queue string
 	viewers     []store.EventViewer
+}
+
+// wants says whether the stream is about an event, may tell its viewer, and as about which download of the viewer's
+// (nil: none in particular). Topics that this version does not know are of a newer one's, and nobody's here.
+func (s *Subscription) wants(e *store.Event) (subject *uuid.UUID, ok bool) {
+	switch e.Topic {
+	case store.TopicJobState:
+		return s.wantsJob(e.Topic, e.State, job{id: e.JobID, kind: e.Kind, queue: e.Queue, viewers: e.Viewers})
+	case store.TopicDownloadState:
+		return nil, s.wantsChange(e)
+	case store.TopicWorkerJoined, store.TopicWorkerLeft, store.TopicWorkerLost:
+		return nil, s.wantsWorker(e)
+	}
+	return nil, false
 }
 
 // wantsJob says whether the stream is about what happens to a job, may tell its viewer, and as which download of the
@@ -68,6 +82,12 @@ func (s *Subscription) wantsChange(e *store.Event) bool {
 	}
 	return passes(s.Topics, e.Topic) && passes(s.States, e.State) && len(s.Kinds) == 0 && len(s.Queues) == 0 &&
 		passes(s.JobIDs, e.JobID) && s.wantsDownload(*e.DownloadID, e.ParentID)
+}
+
+// wantsWorker is wantsJob for what happens to a worker, which only admins see.
+func (s *Subscription) wantsWorker(e *store.Event) bool {
+	return s.Viewer.Admin && e.Worker != nil && passes(s.Topics, e.Topic) && len(s.States) == 0 && len(s.Kinds) == 0 &&
+		len(s.Queues) == 0 && len(s.JobIDs) == 0 && len(s.DownloadIDs) == 0
 }
 
 func (s *Subscription) wantsDownload(id uuid.UUID, parentID *uuid.UUID) bool {
