@@ -29,6 +29,7 @@ type Store interface {
 	Users
 	Downloads
 	Jobs
+	Workers
 }
 
 // ProgressSource is what the API needs of the progress bus.

@@ -17,6 +17,7 @@ const (
 	tagDownloads = "Downloads"
 	tagJobs      = "Jobs"
 	tagEvents    = "Events"
+	tagWorkers   = "Workers"
 	tagUsers     = "Users"
 	tagHealth    = "Health"
 )
@@ -51,6 +52,7 @@ func (a *API) document() huma.Config {
 				{Name: tagDownloads, Description: "What users wish for, and what has become of it."},
 				{Name: tagJobs, Description: "The work in the queue, as it is done."},
 				{Name: tagEvents, Description: "What happens, as it happens."},
+				{Name: tagWorkers, Description: "The processes that do it."},
 				{Name: tagUsers, Description: "Who uses the platform."},
 				{Name: tagHealth, Description: "For probes and load balancers. These need no token."},
 			},

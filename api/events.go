@@ -14,18 +14,22 @@ import (
 	"github.com/google/uuid"
 
 	"medianest/api/stream"
+	"medianest/store"
 )
 
 var streamEvents = described{
 	id: "stream-events", tag: tagEvents, summary: "Follow what happens", streams: true,
-	text: "A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's.\n\n" +
-		"`job.state`: a job changed its state; `subject` names your download that it is for.\n\n" +
+	text: "A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.\n\n" +
+		"`job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.\n\n" +
 		"    id: 5e1c9a3b7f20.90317.4\n" +
 		"    event: job.state\n" +
 		"    data: {\"job_id\":\"42\",\"kind\":\"download\",\"queue\":\"download\",\"state\":\"running\",\"previous_state\":\"available\",\"attempt\":1,\"subject\":{\"type\":\"download\",\"id\":\"0199aa3e-…\"},\"at\":\"2026-01-02T03:04:05.678Z\"}\n\n" +
 		"`download.state`: a download changed its state, which tells of a cancel or a collection's end as well.\n\n" +
 		"    event: download.state\n" +
 		"    data: {\"download_id\":\"0199aa3e-…\",\"job_id\":\"42\",\"state\":\"running\",\"previous_state\":\"queued\",\"at\":\"2026-01-02T03:04:05.690Z\"}\n\n" +
+		"`worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.\n\n" +
+		"    event: worker.lost\n" +
+		"    data: {\"worker_id\":\"nas-7f3a\",\"mode\":\"work\",\"host\":\"nas\",\"at\":\"2026-01-02T03:04:05.678Z\"}\n\n" +
 		"`job.progress`: how far a running job is, about once a second. It has no id and is not repeated.\n\n" +
 		"    event: job.progress\n" +
 		"    data: {\"job_id\":\"42\",\"phase\":\"downloading\",\"percent\":41.2,\"downloaded_bytes\":4321000,\"total_bytes\":10485760,\"speed_bytes_per_s\":1200000,\"eta_s\":5}\n\n" +
@@ -33,11 +37,11 @@ var streamEvents = described{
 		"    event: reset\n" +
 		"    data: {\"reason\":\"cursor_expired\"}\n\n" +
 		"The first event of a new stream is `open`: its id is the place where the stream begins. Comments keep quiet connections open. All filters must match; each may be given several times, or several values separated by commas.",
-	problems: []Code{CodeValidationFailed, CodeTooManyStreams},
+	problems: []Code{CodeForbidden, CodeValidationFailed, CodeTooManyStreams},
 }
 
 type eventsInput struct {
-	Topic       []string `query:"topic,explode" nullable:"false" maxItems:"100" doc:"Only these kinds of events: job.state, download.state, job.progress."`
+	Topic       []string `query:"topic,explode" nullable:"false" maxItems:"100" doc:"Only these kinds of events: job.state, download.state, job.progress; for admins also worker.joined, worker.left, worker.lost."`
 	Kind        []string `query:"kind,explode" nullable:"false" maxItems:"100" doc:"Only jobs of these kinds." example:"download"`
 	Queue       []string `query:"queue,explode" nullable:"false" maxItems:"100" doc:"Only jobs of these queues."`
 	State       []string `query:"state,explode" nullable:"false" maxItems:"100" doc:"Only changes to these states, of jobs or downloads."`
@@ -55,6 +59,9 @@ func (a *API) handleEvents(ctx context.Context, input *eventsInput) (*eventsOutp
 		return nil, err
 	}
 	subscription.Viewer = viewerOf(ctx)
+	if !subscription.Viewer.Admin && slices.ContainsFunc(subscription.Topics, isOfWorkers) {
+		return nil, newProblem(CodeForbidden, "Workers come and go for administrators only.")
+	}
 	return &eventsOutput{func(hc huma.Context) {
 		c := humagin.Unwrap(hc)
 		if err := a.stream.Serve(c.Writer, c.Request, subscription); err != nil {
@@ -77,12 +84,18 @@ func streamProblem(ctx context.Context, err error) *Problem {
 
 // What filters may name: a misspelt one would wait in silence for what never comes.
 var (
-	eventTopics = []string{"download.state", "job.progress", "job.state"}
+	eventTopics = []string{
+		store.TopicDownloadState, stream.TopicJobProgress, store.TopicJobState,
+		store.TopicWorkerJoined, store.TopicWorkerLeft, store.TopicWorkerLost,
+	}
 	eventStates = []string{
 		"available", "cancelled", "completed", "deleted", "discarded", "failed", "paused", "pending", "queued",
 		"retryable", "running", "scheduled", "waiting",
 	}
 )
+
+// isOfWorkers reports whether a topic is of what happens to workers.
+func isOfWorkers(topic string) bool { return strings.HasPrefix(topic, "worker.") }
 
 // maxFilterValues bounds what each event is compared with.
 const maxFilterValues = 200

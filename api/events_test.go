@@ -104,6 +104,7 @@ func TestEventsEndToEnd(t *testing.T) {
 	annas := follow(b.anna, client.EventsOptions{})
 	berts := follow(b.bert, client.EventsOptions{})
 	admins := follow(b.admin, client.EventsOptions{Topics: []string{client.EventDownloadState}})
+	workers := follow(b.admin, client.EventsOptions{Topics: []string{client.EventWorkerJoined, client.EventWorkerLost}})
 
 	d := b.wish(b.anna, wishURL)
 	seen := map[string]client.Event{}
@@ -125,6 +126,18 @@ func TestEventsEndToEnd(t *testing.T) {
 	event := <-admins
 	require.NoError(t, event.Decode(&download))
 	require.Equal(t, d.ID, download.DownloadID)
+
+	b.worker("nas-1", "work", "expires_at")
+	b.exec("DELETE FROM medianest.worker")
+	for _, topic := range []string{client.EventWorkerJoined, client.EventWorkerLost} {
+		event := <-workers
+		require.Equal(t, topic, event.Type)
+		require.NotEmpty(t, event.ID)
+		var worker client.WorkerEvent
+		require.NoError(t, event.Decode(&worker))
+		require.False(t, worker.At.IsZero())
+		require.Equal(t, client.WorkerEvent{WorkerID: "nas-1", Mode: "work", Host: "nas", At: worker.At}, worker)
+	}
 
 	own := b.wish(b.bert, "https://example.org/bert")
 	event = <-berts

@@ -63,6 +63,18 @@ func (f *fakeStore) ListJobs(ctx context.Context, _ store.JobFilter) ([]store.Jo
 	return nil, "", f.fail(ctx)
 }
 
+func (f *fakeStore) CurrentRow(ctx context.Context, id int64) (store.JobRow, error) {
+	return store.JobRow(id), f.fail(ctx)
+}
+
+func (f *fakeStore) ListWorkers(ctx context.Context) ([]store.Worker, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) AskDrain(ctx context.Context, id string) (store.Worker, error) {
+	return store.Worker{ID: id}, f.fail(ctx)
+}
+
 func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }

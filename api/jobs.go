@@ -18,6 +18,9 @@ type Jobs interface {
 	ListJobs(ctx context.Context, f store.JobFilter) ([]store.Job, string, error)
 	CancelJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
 	RetryJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+	// CurrentRow returns the row that a job has now, by the job's id or that of any row that it has had. ErrNotFound if
+	// it has none any more.
+	CurrentRow(ctx context.Context, id int64) (store.JobRow, error)
 }
 
 // Job is a piece of work in the queue.
@@ -35,7 +38,7 @@ type Job struct {
 	AttemptedAt  *time.Time  `json:"attempted_at,omitempty" doc:"When its last attempt began."`
 	FinalizedAt  *time.Time  `json:"finalized_at,omitempty" doc:"When it ended."`
 	IsCancelling bool        `json:"is_cancelling" doc:"It runs, and its end has been asked for."`
-	AttemptedBy  []string    `json:"attempted_by" nullable:"false" doc:"Which workers had it: the last ten, the last one last."`
+	AttemptedBy  []string    `json:"attempted_by" nullable:"false" doc:"Which workers had it, by their ids: the last ten, the last one last."`
 	Errors       []JobError  `json:"errors" nullable:"false" doc:"What went wrong, attempt by attempt; in lists, the last time only."`
 	Progress     *Progress   `json:"progress,omitempty" doc:"How far it is while it runs."`
 	DownloadIDs  []uuid.UUID `json:"download_ids" format:"uuid" nullable:"false" doc:"The downloads, of those that you may see, that it is or was for; 100 at most."`
@@ -99,7 +102,7 @@ func (a *API) handleListJobs(ctx context.Context, input *listJobsInput) (*listJo
 
 var findJob = described{
 	id: "find-job", tag: tagJobs, summary: "Show a job",
-	text:     "With its progress while it runs, and how each attempt failed.",
+	text:     "With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 

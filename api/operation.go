@@ -27,6 +27,7 @@ type described struct {
 	also     map[int]string
 	problems []Code // besides those that every operation of its kind can have
 	public   bool   // needs no token
+	admin    bool   // is refused to all but administrators
 	streams  bool   // ends when the client leaves
 }
 
@@ -51,6 +52,10 @@ func operation[I, O any](a *API, method, path string, d described, handler func(
 		op.Security = []map[string][]string{{"bearer": {}}, {"cookie": {}}}
 		op.Middlewares = append(op.Middlewares, a.authenticated)
 		common = append(common, CodeUnauthenticated, CodeTimeout, CodeUnavailable)
+	}
+	if d.admin {
+		op.Middlewares = append(op.Middlewares, a.administrators)
+		codes = append(codes, CodeForbidden)
 	}
 	if method != http.MethodGet {
 		common = append(common, CodeCrossSite)
@@ -112,6 +117,15 @@ func (a *API) describeProblems(op *huma.Operation, codes, common []Code) {
 func (a *API) authenticated(ctx huma.Context, next func(huma.Context)) {
 	if _, err := a.requireUser(humagin.Unwrap(ctx).Request); err != nil {
 		a.refuse(ctx, problemOf(ctx.Context(), err))
+		return
+	}
+	next(ctx)
+}
+
+// administrators is the huma middleware, inside authenticated, of operations for admins.
+func (a *API) administrators(ctx huma.Context, next func(huma.Context)) {
+	if !scopeOf(ctx.Context()).identity.User.IsAdmin() {
+		a.refuse(ctx, newProblem(CodeForbidden, ""))
 		return
 	}
 	next(ctx)

@@ -60,12 +60,12 @@ func (q riverQueue) EnqueueRemoveFilesTx(ctx context.Context, tx pgx.Tx, views [
 	return nil
 }
 
-func (q riverQueue) CancelTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	_, err := q.client.JobCancelTx(ctx, tx, jobID)
+func (q riverQueue) CancelTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	_, err := q.client.JobCancelTx(ctx, tx, int64(row))
 	return err
 }
 
-func (q riverQueue) RetryTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	_, err := q.client.JobRetryTx(ctx, tx, jobID)
+func (q riverQueue) RetryTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	_, err := q.client.JobRetryTx(ctx, tx, int64(row))
 	return err
 }

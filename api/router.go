@@ -51,6 +51,8 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodPost, apiPath+"/jobs/{id}/cancel", cancelJob, a.handleCancelJob)
 	operation(a, http.MethodPost, apiPath+"/jobs/{id}/retry", retryJob, a.handleRetryJob)
 	operation(a, http.MethodGet, eventsPath, streamEvents, a.handleEvents)
+	operation(a, http.MethodGet, apiPath+"/workers", listWorkers, a.handleListWorkers)
+	operation(a, http.MethodPost, apiPath+"/workers/{id}/drain", drainWorker, a.handleDrainWorker)
 	operation(a, http.MethodGet, apiPath+"/users/me", findMe, a.handleFindMe)
 	operation(a, http.MethodGet, "/livez", livez, a.handleLivez)
 	operation(a, http.MethodGet, "/readyz", readyz, a.handleReadyz)

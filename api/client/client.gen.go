@@ -183,6 +183,51 @@ func (e UserRole) Valid() bool {
 	}
 }
 
+// Defines values for WorkerMode.
+const (
+	Serve WorkerMode = "serve"
+	Up    WorkerMode = "up"
+	Work  WorkerMode = "work"
+)
+
+// Valid indicates whether the value is a known member of the WorkerMode enum.
+func (e WorkerMode) Valid() bool {
+	switch e {
+	case Serve:
+		return true
+	case Up:
+		return true
+	case Work:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for WorkerState.
+const (
+	WorkerStateDrained  WorkerState = "drained"
+	WorkerStateDraining WorkerState = "draining"
+	WorkerStateLost     WorkerState = "lost"
+	WorkerStateRunning  WorkerState = "running"
+)
+
+// Valid indicates whether the value is a known member of the WorkerState enum.
+func (e WorkerState) Valid() bool {
+	switch e {
+	case WorkerStateDrained:
+		return true
+	case WorkerStateDraining:
+		return true
+	case WorkerStateLost:
+		return true
+	case WorkerStateRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListDownloadsParamsState.
 const (
 	ListDownloadsParamsStateCancelled ListDownloadsParamsState = "cancelled"
@@ -467,7 +512,7 @@ type Job struct {
 	// AttemptedAt When its last attempt began.
 	AttemptedAt *time.Time `json:"attempted_at,omitempty"`
 
-	// AttemptedBy Which workers had it: the last ten, the last one last.
+	// AttemptedBy Which workers had it, by their ids: the last ten, the last one last.
 	AttemptedBy []string `json:"attempted_by"`
 
 	// CreatedAt When it was put into the queue.
@@ -678,6 +723,70 @@ type User struct {
 // UserRole What the user may do. An admin sees everything of everybody.
 type UserRole string
 
+// Worker defines model for Worker.
+type Worker struct {
+	// ExpiresAt When it counts as lost, unless it renews its presence before.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// Host The machine that it runs on.
+	//
+	// Example: nas
+	Host string `json:"host"`
+
+	// ID Identifies the process until it ends; jobs name it in attempted_by.
+	//
+	// Example: nas-7f3a
+	ID string `json:"id"`
+
+	// Mode What it does. up: everything. serve: this API. work: jobs.
+	//
+	// Example: work
+	Mode WorkerMode `json:"mode"`
+
+	// Queues The queues that it works, and how many jobs of each at a time.
+	Queues map[string]int64 `json:"queues"`
+
+	// RenewedAt When it renewed its presence last.
+	RenewedAt time.Time `json:"renewed_at"`
+
+	// Running How many jobs it had when it renewed its presence.
+	//
+	// Example: 2
+	Running int64 `json:"running"`
+
+	// StartedAt When it began.
+	StartedAt time.Time `json:"started_at"`
+
+	// State draining: it hands its jobs over and takes no more. drained: it has none and takes none, until it is started again. lost: it did not renew its presence in time; others go on with its jobs.
+	//
+	// Example: running
+	State WorkerState `json:"state"`
+
+	// Version Its build.
+	//
+	// Example: v1.2.3
+	Version string `json:"version"`
+
+	// Volume Identifies the media volume that it writes to: workers with the same one take over from each other what has been fetched so far.
+	Volume *string `json:"volume,omitempty"`
+}
+
+// WorkerMode What it does. up: everything. serve: this API. work: jobs.
+//
+// Example: work
+type WorkerMode string
+
+// WorkerState draining: it hands its jobs over and takes no more. drained: it has none and takes none, until it is started again. lost: it did not renew its presence in time; others go on with its jobs.
+//
+// Example: running
+type WorkerState string
+
+// WorkerList defines model for WorkerList.
+type WorkerList struct {
+	// Items The processes, oldest first.
+	Items []Worker `json:"items"`
+}
+
 // ListDownloadsParams defines parameters for ListDownloads.
 type ListDownloadsParams struct {
 	// State Only those in one of these states, separated by commas.
@@ -704,7 +813,7 @@ type CreateDownloadParams struct {
 
 // StreamEventsParams defines parameters for StreamEvents.
 type StreamEventsParams struct {
-	// Topic Only these kinds of events: job.state, download.state, job.progress.
+	// Topic Only these kinds of events: job.state, download.state, job.progress; for admins also worker.joined, worker.left, worker.lost.
 	Topic *[]string `form:"topic,omitempty" json:"topic,omitempty"`
 
 	// Kind Only jobs of these kinds.
@@ -887,9 +996,9 @@ type ClientInterface interface {
 
 	// StreamEvents Follow what happens
 	//
-	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's.
+	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
 	//
-	// `job.state`: a job changed its state; `subject` names your download that it is for.
+	// `job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.
 	//
 	//     id: 5e1c9a3b7f20.90317.4
 	//     event: job.state
@@ -899,6 +1008,11 @@ type ClientInterface interface {
 	//
 	//     event: download.state
 	//     data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
+	//
+	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+	//
+	//     event: worker.lost
+	//     data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
 	//
 	// `job.progress`: how far a running job is, about once a second. It has no id and is not repeated.
 	//
@@ -924,7 +1038,7 @@ type ClientInterface interface {
 
 	// FindJob Show a job
 	//
-	// With its progress while it runs, and how each attempt failed.
+	// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 	//
 	// Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 	FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -949,6 +1063,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 	FindMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListWorkers List the platform's processes
+	//
+	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+	//
+	// Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
+	ListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DrainWorker Drain a worker
+	//
+	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+	//
+	// Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
+	DrainWorker(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// Livez Is the process alive?
 	//
@@ -1098,9 +1226,9 @@ func (c *Client) RetryDownload(ctx context.Context, id openapi_types.UUID, reqEd
 
 // StreamEvents Follow what happens
 //
-// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's.
+// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
 //
-// `job.state`: a job changed its state; `subject` names your download that it is for.
+// `job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.
 //
 //	id: 5e1c9a3b7f20.90317.4
 //	event: job.state
@@ -1110,6 +1238,11 @@ func (c *Client) RetryDownload(ctx context.Context, id openapi_types.UUID, reqEd
 //
 //	event: download.state
 //	data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
+//
+// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+//
+//	event: worker.lost
+//	data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
 //
 // `job.progress`: how far a running job is, about once a second. It has no id and is not repeated.
 //
@@ -1155,7 +1288,7 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 
 // FindJob Show a job
 //
-// With its progress while it runs, and how each attempt failed.
+// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 //
 // Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 func (c *Client) FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1211,6 +1344,40 @@ func (c *Client) RetryJob(ctx context.Context, id string, reqEditors ...RequestE
 // Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 func (c *Client) FindMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewFindMeRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListWorkers List the platform's processes
+//
+// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+//
+// Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
+func (c *Client) ListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListWorkersRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DrainWorker Drain a worker
+//
+// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+//
+// Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
+func (c *Client) DrainWorker(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDrainWorkerRequest(c.Server, id)
 	if err != nil {
 		return nil, err
 	}
@@ -1893,6 +2060,67 @@ func NewFindMeRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListWorkersRequest constructs an http.Request for the ListWorkers method
+func NewListWorkersRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/workers")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDrainWorkerRequest constructs an http.Request for the DrainWorker method
+func NewDrainWorkerRequest(server string, id string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/workers/%s/drain", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewLivezRequest constructs an http.Request for the Livez method
 func NewLivezRequest(server string) (*http.Request, error) {
 	var err error
@@ -2064,9 +2292,9 @@ type ClientWithResponsesInterface interface {
 
 	// StreamEventsWithResponse Follow what happens
 	//
-	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's.
+	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
 	//
-	// `job.state`: a job changed its state; `subject` names your download that it is for.
+	// `job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.
 	//
 	//     id: 5e1c9a3b7f20.90317.4
 	//     event: job.state
@@ -2076,6 +2304,11 @@ type ClientWithResponsesInterface interface {
 	//
 	//     event: download.state
 	//     data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
+	//
+	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+	//
+	//     event: worker.lost
+	//     data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
 	//
 	// `job.progress`: how far a running job is, about once a second. It has no id and is not repeated.
 	//
@@ -2105,7 +2338,7 @@ type ClientWithResponsesInterface interface {
 
 	// FindJobWithResponse Show a job
 	//
-	// With its progress while it runs, and how each attempt failed.
+	// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2138,6 +2371,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 	FindMeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*FindMeResponse, error)
+
+	// ListWorkersWithResponse List the platform's processes
+	//
+	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
+	ListWorkersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListWorkersResponse, error)
+
+	// DrainWorkerWithResponse Drain a worker
+	//
+	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
+	DrainWorkerWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*DrainWorkerResponse, error)
 
 	// LivezWithResponse Is the process alive?
 	//
@@ -2582,12 +2833,19 @@ func (r RetryDownloadResponse) ContentType() string {
 type StreamEventsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
 	ApplicationProblemJSON422 *Problem
 	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
 	ApplicationProblemJSON429 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r StreamEventsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
@@ -2937,6 +3195,137 @@ func (r FindMeResponse) ContentType() string {
 	return ""
 }
 
+type ListWorkersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WorkerList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListWorkersResponse) GetJSON200() *WorkerList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListWorkersResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListWorkersResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListWorkersResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListWorkersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListWorkersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListWorkersResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DrainWorkerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Worker
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r DrainWorkerResponse) GetJSON202() *Worker {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DrainWorkerResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DrainWorkerResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r DrainWorkerResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r DrainWorkerResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DrainWorkerResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DrainWorkerResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DrainWorkerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DrainWorkerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DrainWorkerResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type LivezResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3155,9 +3544,9 @@ func (c *ClientWithResponses) RetryDownloadWithResponse(ctx context.Context, id 
 
 // StreamEventsWithResponse Follow what happens
 //
-// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's.
+// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
 //
-// `job.state`: a job changed its state; `subject` names your download that it is for.
+// `job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.
 //
 //	id: 5e1c9a3b7f20.90317.4
 //	event: job.state
@@ -3167,6 +3556,11 @@ func (c *ClientWithResponses) RetryDownloadWithResponse(ctx context.Context, id 
 //
 //	event: download.state
 //	data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
+//
+// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+//
+//	event: worker.lost
+//	data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
 //
 // `job.progress`: how far a running job is, about once a second. It has no id and is not repeated.
 //
@@ -3208,7 +3602,7 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 
 // FindJobWithResponse Show a job
 //
-// With its progress while it runs, and how each attempt failed.
+// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3264,6 +3658,36 @@ func (c *ClientWithResponses) FindMeWithResponse(ctx context.Context, reqEditors
 		return nil, err
 	}
 	return ParseFindMeResponse(rsp)
+}
+
+// ListWorkersWithResponse List the platform's processes
+//
+// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
+func (c *ClientWithResponses) ListWorkersWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListWorkersResponse, error) {
+	rsp, err := c.ListWorkers(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListWorkersResponse(rsp)
+}
+
+// DrainWorkerWithResponse Drain a worker
+//
+// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
+func (c *ClientWithResponses) DrainWorkerWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*DrainWorkerResponse, error) {
+	rsp, err := c.DrainWorker(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDrainWorkerResponse(rsp)
 }
 
 // LivezWithResponse Is the process alive?
@@ -3653,6 +4077,13 @@ func ParseStreamEventsResponse(rsp *http.Response) (*StreamEventsResponse, error
 	}
 
 	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -3894,6 +4325,107 @@ func ParseFindMeResponse(rsp *http.Response) (*FindMeResponse, error) {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListWorkersResponse parses an HTTP response from a ListWorkersWithResponse call
+func ParseListWorkersResponse(rsp *http.Response) (*ListWorkersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListWorkersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WorkerList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDrainWorkerResponse parses an HTTP response from a DrainWorkerWithResponse call
+func ParseDrainWorkerResponse(rsp *http.Response) (*DrainWorkerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DrainWorkerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Worker
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

@@ -22,6 +22,9 @@ const (
 	EventJobState      = "job.state"      // a job changed its state: JobStateEvent
 	EventJobProgress   = "job.progress"   // how far a running job is: ProgressEvent
 	EventDownloadState = "download.state" // a download changed its state: DownloadStateEvent
+	EventWorkerJoined  = "worker.joined"  // a process has begun: WorkerEvent. Admins only, like the next two
+	EventWorkerLeft    = "worker.left"    // a process has stopped: WorkerEvent
+	EventWorkerLost    = "worker.lost"    // a process has not been heard of for too long: WorkerEvent
 	EventOpen          = "open"           // the stream stands, and goes on from this event's ID
 	EventReset         = "reset"          // events are missing: load anew what is shown. ResetEvent
 )
@@ -82,6 +85,14 @@ type ProgressEvent struct {
 	ETAS            int64     `json:"eta_s"`
 	Subject         *Subject  `json:"subject"`
 	At              time.Time `json:"at"`
+}
+
+// WorkerEvent is the data of EventWorkerJoined, EventWorkerLeft and EventWorkerLost.
+type WorkerEvent struct {
+	WorkerID string    `json:"worker_id"`
+	Mode     string    `json:"mode"` // up, serve or work
+	Host     string    `json:"host"`
+	At       time.Time `json:"at"`
 }
 
 // ResetEvent is the data of EventReset.
