@@ -1,9 +1,12 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/url"
+	"regexp"
+	"strconv"
 
 	"github.com/gin-gonic/gin"
 )
@@ -27,11 +30,41 @@ func (a *API) handleRiver(c *gin.Context) {
 		a.writeProblem(c, problemOf(c.Request.Context(), err))
 		return
 	}
+	if page := a.currentPage(c); page != "" {
+		c.Redirect(http.StatusFound, page)
+		return
+	}
 	boundBody(c, maxBodyBytes)
 	c.Header("Content-Security-Policy", policyRiver)
 	// River UI's own caching: its files have hashed names.
 	c.Writer.Header().Del("Cache-Control")
 	a.riverUI.ServeHTTP(c.Writer, c.Request)
+}
+
+// riverJobPage is the path of a job's page in River UI, below riverPath.
+var riverJobPage = regexp.MustCompile(`^/jobs/([1-9][0-9]{0,18})$`)
+
+// currentPage returns where the page of a job is that has another row than the one asked for, or "". River UI knows
+// rows; links, logs and this API name a job by its first one, which after the loss of a worker is not the one that runs.
+// Where the row cannot be found, River UI itself says why there is nothing to see.
+func (a *API) currentPage(c *gin.Context) string {
+	match := riverJobPage.FindStringSubmatch(c.Param("path"))
+	if match == nil || c.Request.Method != http.MethodGet {
+		return ""
+	}
+	id, err := parseJobID(match[1])
+	if err != nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(c.Request.Context(), requestTimeout)
+	defer cancel()
+	row, err := a.store.CurrentRow(ctx, id)
+	if err != nil || int64(row) == id {
+		return ""
+	}
+	page := *c.Request.URL
+	page.Path = a.basePath + riverPath + "/jobs/" + strconv.FormatInt(int64(row), 10)
+	return page.RequestURI()
 }
 
 func (a *API) admitToRiver(r *http.Request) error {

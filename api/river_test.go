@@ -69,6 +69,51 @@ func TestRiverUI(t *testing.T) {
 	require.Equal(t, "/media/river/", moved.header.Get("Location"))
 }
 
+// A link by a job's id leads to the row that the job has now, through any number of lost workers.
+func TestRiverUIFollowsAJob(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *bundle, o *api.Options) { o.BasePath = "/media" }, withRiver)
+	const insert = "INSERT INTO river.river_job (kind, queue, max_attempts, args) VALUES ('download', 'download', 8, '{}') RETURNING id"
+	id, other := int64(b.count(insert)), int64(b.count(insert))
+	succeed := func(row int64) (successor int64) {
+		require.NoError(t, b.pool.QueryRow(t.Context(), `
+			WITH fresh AS (
+				INSERT INTO river.river_job (args, kind, max_attempts, queue, metadata)
+				VALUES ('{}', 'download', 8, 'download', jsonb_build_object('public_id', $1::bigint::text))
+				RETURNING id
+			), mapped AS (
+				INSERT INTO medianest.job_map (public_id, row_id) SELECT $1, id FROM fresh
+				ON CONFLICT (public_id) DO UPDATE SET row_id = excluded.row_id
+			)
+			UPDATE river.river_job AS j
+			SET state = 'discarded', finalized_at = now(),
+				metadata = j.metadata || jsonb_build_object('superseded_by', fresh.id::text)
+			FROM fresh
+			WHERE j.id = $2
+			RETURNING fresh.id`, id, row).Scan(&successor))
+		return successor
+	}
+	get := func(p person, path string) answer {
+		return b.do(request{method: "GET", path: "/media/river" + path, header: cookieOf(p, asBrowser)})
+	}
+	page := func(row int64) string { return fmt.Sprintf("/jobs/%d", row) }
+
+	require.Equal(t, http.StatusOK, get(b.admin, page(id)).status)
+	second := succeed(id)
+	third := succeed(second)
+	for _, row := range []int64{id, second} {
+		moved := get(b.admin, page(row)+"?from=a%20log")
+		require.Equal(t, http.StatusFound, moved.status)
+		require.Equal(t, "/media/river"+page(third)+"?from=a%20log", moved.header.Get("Location"))
+		require.Equal(t, "no-store", moved.header.Get("Cache-Control"), "it may move on")
+		require.Equal(t, http.StatusForbidden, get(b.anna, page(row)).status)
+		require.Equal(t, http.StatusOK, get(b.admin, "/api"+page(row)).status, "its own page can show any row")
+	}
+	for _, path := range []string{page(third), page(other), page(4711), "/jobs/x", "/jobs/0", "/jobs/9999999999999999999", "/jobs"} {
+		require.Equal(t, http.StatusOK, get(b.admin, path).status, path)
+	}
+}
+
 func TestRiverUIIsForAdmins(t *testing.T) {
 	t.Parallel()
 	b := setup(t, withRiver)
