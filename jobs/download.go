@@ -15,6 +15,7 @@ import (
 	"github.com/riverqueue/river/rivertype"
 
 	"medianest/jobs/egress"
+	"medianest/jobs/queue"
 	"medianest/jobs/reason"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
@@ -23,8 +24,10 @@ import (
 // DownloadArgs are the arguments of a job that brings a content into the library, for all users who wish for it.
 //
 // Run twice, it fetches nothing the second time: it links what is there for those who lack it. Cut off at any point, it
-// has left nothing in the library and nothing in the database but what it found out about the content; the next attempt
-// has a staging folder of its own. Cancelled, it is over when yt-dlp's process group is gone.
+// has left nothing in the library but whole files, which the next attempt takes over, and nothing in the database but
+// what it found out about the content. What it has fetched stays in its staging folder, and the next attempt goes on
+// with it in one of its own, on whichever worker sees the volume; workers that do not leave the job to those who do for
+// a while. Cancelled, it is over when yt-dlp's process group is gone, and has left nothing.
 type DownloadArgs struct {
 	ContentID uuid.UUID `json:"content_id"`
 }
@@ -81,6 +84,7 @@ type DownloadWorker struct {
 	progress   ProgressSink
 	log        *slog.Logger
 	retryScale float64
+	wait       time.Duration // for a worker that sees what is staged
 
 	// publishing holds as many as publish now. Each has a transaction open and a connection, and may need a second one,
 	// for what the library asks of the store: if all connections were in such transactions, none would end.
@@ -99,45 +103,54 @@ func (w *DownloadWorker) NextRetry(job *river.Job[DownloadArgs]) time.Time {
 
 // Work implements river.Worker.
 func (w *DownloadWorker) Work(ctx context.Context, job *river.Job[DownloadArgs]) error {
-	return w.conclude(ctx, job, w.download(ctx, job))
-}
-
-// download leaves nothing behind but its result, also when it panics.
-func (w *DownloadWorker) download(ctx context.Context, job *river.Job[DownloadArgs]) error {
-	a := &attempt{DownloadWorker: w, job: job, report: startReport(ctx, w.progress, job.ID)}
+	public := queue.PublicID(job.JobRow)
+	a := &attempt{
+		DownloadWorker: w, job: job, row: store.JobRow(job.ID), publicID: public,
+		report: startReport(ctx, w.progress, public), log: w.log.With("job_id", public),
+	}
+	if public != job.ID {
+		a.log = a.log.With("row_id", job.ID)
+	}
 	defer a.report.stop(ctx)
-	defer a.leave(ctx)
-	return a.run(ctx)
+	verdict := classify(ctx, job.JobRow, a.run(ctx))
+	// Not when it panics: whether somebody still writes to the staging folder is not known then.
+	a.leave(ctx, verdict)
+	a.conclude(ctx, verdict)
+	return verdict
 }
 
-// conclude says what becomes of the job, and keeps what is to be told of a failure before River makes it known.
-func (w *DownloadWorker) conclude(ctx context.Context, job *river.Job[DownloadArgs], err error) error {
-	verdict := classify(ctx, job.JobRow, err)
+// conclude keeps what is to be told of a failure before River makes it known.
+func (a *attempt) conclude(ctx context.Context, verdict error) {
 	failure := reason.Find(verdict)
 	if failure == nil || failure.Reason == reason.Cancelled {
-		return verdict
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	if err := w.store.SaveFailure(ctx, job.Args.ContentID, failure.Describe()); err != nil && !errors.Is(err, store.ErrNotFound) {
-		w.log.WarnContext(ctx, "failure's detail not kept", "job_id", job.ID, "err", err)
+	if err := a.store.SaveFailure(ctx, a.job.Args.ContentID, failure.Describe()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		a.log.WarnContext(ctx, "failure's detail not kept", "err", err)
 	}
-	return verdict
 }
 
 // attempt is one run of the worker.
 type attempt struct {
 	*DownloadWorker
 
-	job    *river.Job[DownloadArgs]
-	report *report
-	fetch  store.Fetch
-	dir    string       // the staging folder, once there is one
-	placed []store.File // in the library, by the last try to publish
+	job      *river.Job[DownloadArgs]
+	row      store.JobRow // the job's id, as the store must know it
+	publicID int64        // as everybody else does
+	report   *report
+	log      *slog.Logger // of the job
+	fetch    store.Fetch
+	dir      string       // the staging folder, once there is one
+	fetched  bool         // something may be in it that is worth keeping
+	placed   []store.File // in the library, by the last try to publish
 }
 
 func (a *attempt) run(ctx context.Context) (err error) {
-	a.fetch, err = a.store.BeginFetch(ctx, a.job.Args.ContentID, a.job.ID)
+	a.fetch, err = a.store.BeginFetch(ctx, store.BeginFetchParams{
+		ContentID: a.job.Args.ContentID, Row: a.row, Volume: a.library.Volume(), Wait: a.wait,
+	})
 	if errors.Is(err, store.ErrNotFound) {
 		return &reason.Error{Reason: reason.Cancelled, Detail: "Nobody asks for it any more.", Err: err}
 	}
@@ -157,7 +170,7 @@ func (a *attempt) run(ctx context.Context) (err error) {
 	if err := a.guard.CheckURL(ctx, a.fetch.Content.URL); err != nil {
 		return err
 	}
-	if a.dir, _, err = a.library.Stage(ctx, a.fetch.Content.ID, a.fetch.Generation); err != nil {
+	if err := a.stage(ctx); err != nil {
 		return err
 	}
 	session := a.proxy.Session()

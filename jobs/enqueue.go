@@ -67,21 +67,21 @@ func (e *Enqueuer) insertTx(ctx context.Context, tx pgx.Tx, args []river.JobArgs
 
 // CancelTx cancels a waiting job at once, and asks for the end of a running one. A job that is final or gone is no
 // error.
-func (e *Enqueuer) CancelTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	if _, err := e.client.JobCancelTx(ctx, tx, jobID); err != nil && !errors.Is(err, rivertype.ErrNotFound) {
-		return fmt.Errorf("cancel job %d: %w", jobID, err)
+func (e *Enqueuer) CancelTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	if _, err := e.client.JobCancelTx(ctx, tx, int64(row)); err != nil && !errors.Is(err, rivertype.ErrNotFound) {
+		return fmt.Errorf("cancel row %d: %w", row, err)
 	}
 	return nil
 }
 
 // RetryTx makes a job that is not running available now. A job that is gone is store.ErrNotFound.
-func (e *Enqueuer) RetryTx(ctx context.Context, tx pgx.Tx, jobID int64) error {
-	_, err := e.client.JobRetryTx(ctx, tx, jobID)
+func (e *Enqueuer) RetryTx(ctx context.Context, tx pgx.Tx, row store.JobRow) error {
+	_, err := e.client.JobRetryTx(ctx, tx, int64(row))
 	if errors.Is(err, rivertype.ErrNotFound) {
-		return fmt.Errorf("retry job %d: %w", jobID, store.ErrNotFound)
+		return fmt.Errorf("retry row %d: %w", row, store.ErrNotFound)
 	}
 	if err != nil {
-		return fmt.Errorf("retry job %d: %w", jobID, err)
+		return fmt.Errorf("retry row %d: %w", row, err)
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 
+	"medianest/jobs/guard"
+	"medianest/jobs/queue"
 	"medianest/jobs/reason"
 	"medianest/store"
 )
@@ -25,6 +27,11 @@ const (
 	untilPauseMax = 6 * time.Hour
 	parkLimit     = 30 * 24 * time.Hour // since the job was made
 
+	// stagedPause is how often a worker that does not see what was fetched asks whether another has gone on with it.
+	stagedPause = 2 * time.Second
+	// handBackPause keeps a job from coming back at once to a worker that cannot work.
+	handBackPause = time.Second
+
 	// Patience with a database that is away, for what must not be thrown away because of it: hours of fetching.
 	patience         = 2 * time.Minute
 	patiencePauseMin = 100 * time.Millisecond
@@ -35,7 +42,10 @@ const (
 // returns. An error of River's kind carries the reason inside, for the queue to record:
 //
 //	cancelled by somebody      ends
+//	lost to another worker     nothing: that is not this one's to decide any more
 //	the worker stops           back to the queue, no attempt spent
+//	the worker is cut off      likewise, also where its children were killed because it stood still for too long
+//	staged on another volume   left to its workers for a moment, no attempt spent
 //	permanent                  ends
 //	park_space, park_until     waits, no attempt spent
 //	retry, park_host           tried again by the kind's schedule, one attempt spent
@@ -47,8 +57,14 @@ func classify(ctx context.Context, job *rivertype.JobRow, err error) error {
 		return nil
 	case errors.Is(context.Cause(ctx), river.ErrJobCancelledRemotely):
 		return river.JobCancel(&reason.Error{Reason: reason.Cancelled})
+	case errors.Is(context.Cause(ctx), queue.ErrSuperseded):
+		return fmt.Errorf("%w: %w", store.ErrSuperseded, context.Cause(ctx))
 	case errors.Is(ctx.Err(), context.Canceled):
 		return fmt.Errorf("hand back: %w", ctx.Err())
+	case errors.Is(err, guard.ErrMissedBeats):
+		return fmt.Errorf("hand back: %w, %w", guard.ErrMissedBeats, river.JobSnooze(handBackPause))
+	case errors.Is(err, store.ErrStagedElsewhere):
+		return errors.Join(river.JobSnooze(stagedPause), err)
 	case errors.Is(err, store.ErrSuperseded):
 		// Whatever is returned finds a row that is not this attempt's. An error is what does least harm to it.
 		return err

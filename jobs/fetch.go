@@ -17,9 +17,10 @@ import (
 
 // Phases of a download, as progress tells them, besides yt-dlp's own.
 const (
-	phaseProbing    = "probing"
-	phaseVerifying  = "verifying"
-	phasePublishing = "publishing"
+	phaseProbing      = "probing"
+	phaseStartingOver = "starting_over" // in place of others, until there is a byte again, when some had to be left behind
+	phaseVerifying    = "verifying"
+	phasePublishing   = "publishing"
 )
 
 // profileOf is what the name of a profile stands for.
@@ -31,9 +32,17 @@ func profileOf(name string) (ytdlp.Profile, error) {
 	return ytdlp.Profile{}, &reason.Error{Reason: reason.Unsupported, Detail: fmt.Sprintf("There is no profile %q.", name)}
 }
 
+// begins tells of a phase before the first byte.
+func (a *attempt) begins(phase string) {
+	if a.fetch.LeftOn != "" {
+		phase = phaseStartingOver
+	}
+	a.report.phase(phase)
+}
+
 // probe finds out what is behind the content's address, or remembers what was found out a moment ago.
 func (a *attempt) probe(ctx context.Context, session *egress.Session) (ytdlp.Probe, error) {
-	a.report.phase(phaseProbing)
+	a.begins(phaseProbing)
 	content := a.fetch.Content
 	if known, ok := knownProbe(content); ok {
 		return known, nil
@@ -77,7 +86,8 @@ func knownProbe(content store.Content) (ytdlp.Probe, bool) {
 
 // fetchMedia brings the film into the staging folder.
 func (a *attempt) fetchMedia(ctx context.Context, session *egress.Session, probe ytdlp.Probe, profile ytdlp.Profile) (ytdlp.Media, error) {
-	a.report.phase(ytdlp.PhaseDownloading)
+	a.begins(ytdlp.PhaseDownloading)
+	a.fetched = true
 	var fetched ytdlp.Media
 	err := traced(ctx, "yt-dlp fetch", func(ctx context.Context) (err error) {
 		fetched, err = a.extractor.Fetch(ctx, ytdlp.FetchRequest{
@@ -110,7 +120,7 @@ func (a *attempt) expand(ctx context.Context, probe ytdlp.Probe) error {
 		return refused
 	}
 	content, leftOut := a.fetch.Content.ID, leftOut(probe.Truncated, nRefused)
-	err := patiently(ctx, func() error { return a.store.Expand(ctx, content, a.job.ID, entries, leftOut, a.complete) })
+	err := patiently(ctx, func() error { return a.store.Expand(ctx, content, a.row, entries, leftOut, a.complete) })
 	var invalid *store.InvalidError
 	if errors.As(err, &invalid) {
 		return &reason.Error{Reason: reason.NoMedia, Detail: "What was found there cannot be added: its " + invalid.Error() + ".", Err: err}

@@ -22,6 +22,7 @@ import (
 
 	"medianest/jobs"
 	"medianest/jobs/egress"
+	"medianest/jobs/guard"
 	"medianest/jobs/media"
 	"medianest/jobs/queue"
 	"medianest/jobs/ytdlp"
@@ -31,6 +32,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	guard.Main()
 	os.Exit(storetest.Main(m))
 }
 
@@ -39,6 +41,7 @@ const patience = 90 * time.Second // the machine may be busy
 // bundle is a small platform: a database, a store as the API has it, a worker with everything it needs, a site to
 // download from, and a library of its own.
 type bundle struct {
+	url      string // of the database
 	api      *store.Store
 	queue    *queue.Client
 	owner    *pgxpool.Pool
@@ -46,6 +49,7 @@ type bundle struct {
 	siteURL  string
 	root     string // of the library
 	progress *progressLog
+	log      *slog.Logger
 }
 
 // setting changes what a bundle's worker is made of.
@@ -65,31 +69,50 @@ func setup(t *testing.T, settings ...setting) *bundle {
 func setupAt(t *testing.T, root string, settings ...setting) *bundle {
 	t.Helper()
 	url := storetest.DB(t)
-	b := &bundle{owner: storetest.OpenPool(t, url, ""), root: root, progress: &progressLog{}}
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-
+	b := &bundle{
+		url: url, owner: storetest.OpenPool(t, url, ""), root: root, progress: &progressLog{},
+		log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
 	var err error
 	b.site, err = ytdlptest.New(t.Context(), "", tool(t, "ffmpeg"))
 	require.NoError(t, err)
 	server := httptest.NewServer(b.site)
 	t.Cleanup(server.Close)
 	b.siteURL = server.URL
+	b.queue, b.api = b.build(t, root, t.Name(), settings...)
+	b.consume(t)
+	b.start(t, b.queue)
+	return b
+}
 
+// another starts another worker, with the library at root.
+func (b *bundle) another(t *testing.T, root, id string, settings ...setting) *queue.Client {
+	t.Helper()
+	client, _ := b.build(t, root, id, settings...)
+	b.start(t, client)
+	return client
+}
+
+// build makes a worker, and a store of the API that enqueues with its client.
+func (b *bundle) build(t *testing.T, root, id string, settings ...setting) (*queue.Client, *store.Store) {
+	t.Helper()
 	allow, err := egress.ParseAllow("127.0.0.0/8")
 	require.NoError(t, err)
-	guard := egress.NewGuard(egress.Options{Policy: allow, Logger: log})
-	proxy, err := guard.StartProxy(t.Context())
+	network := egress.NewGuard(egress.Options{Policy: allow, Logger: b.log})
+	proxy, err := network.StartProxy(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(proxy.Close)
-	worker := store.New(storetest.OpenPool(t, url, store.RoleWorker))
-	library, err := media.Open(media.Options{Root: b.root, FFprobe: tool(t, "ffprobe"), Claimed: worker.FileRecorded, Logger: log})
+	worker := store.New(storetest.OpenPool(t, b.url, store.RoleWorker))
+	library, err := media.Open(media.Options{Root: root, FFprobe: tool(t, "ffprobe"), Claimed: worker.FileRecorded, Logger: b.log})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, library.Close()) })
 
-	deps := jobs.Deps{Library: library, Guard: guard, Proxy: proxy, Progress: b.progress, Logger: log, RetryScale: 0.001}
+	log := b.log.With("worker", id)
+	deps := jobs.Deps{Library: library, Guard: network, Proxy: proxy, Progress: b.progress, Logger: log, RetryScale: 0.001}
 	options := queue.Options{
-		Pool: storetest.OpenPool(t, url, store.RoleRiver), Logger: log, ID: t.Name(), StopTimeout: 50 * time.Millisecond,
+		Pool: storetest.OpenPool(t, b.url, store.RoleRiver), Logger: log, ID: id, StopTimeout: 50 * time.Millisecond,
 		Queues: map[string]int{jobs.QueueDownload: 4, jobs.QueueLibrary: 2}, Workers: river.NewWorkers(),
+		Presence: queue.Presence{Volume: library.Volume()},
 	}
 	runner := ytdlp.Options{
 		Path: tool(t, "yt-dlp"), FFmpeg: tool(t, "ffmpeg"), Logger: log, Retries: 1, SocketTimeout: 3 * time.Second,
@@ -103,30 +126,37 @@ func setupAt(t *testing.T, root string, settings ...setting) *bundle {
 	}
 
 	// The client works with the store, which enqueues with the client.
-	b.queue, err = queue.New(options)
+	client, err := queue.New(options)
 	require.NoError(t, err)
-	enqueuer := jobs.NewEnqueuer(b.queue)
-	b.api = store.New(storetest.OpenPool(t, url, store.RoleAPI)).WithQueue(enqueuer)
+	enqueuer := jobs.NewEnqueuer(client)
 	deps.Store = worker.WithQueue(enqueuer)
 	require.NoError(t, jobs.Register(options.Workers, deps))
-	b.run(t, log)
-	return b
+	return client, store.New(storetest.OpenPool(t, b.url, store.RoleAPI)).WithQueue(enqueuer)
 }
 
-// run starts the worker, and the outbox that moves the downloads' states, and stops them at the test's end.
-func (b *bundle) run(t *testing.T, log *slog.Logger) {
+// start starts a worker, and stops it at the test's end.
+func (b *bundle) start(t *testing.T, client *queue.Client) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	require.NoError(t, b.queue.Start(ctx))
-	outbox := store.NewOutbox(store.OutboxOptions{Store: b.api, Logger: log, Holder: t.Name()})
+	require.NoError(t, client.Start(ctx))
+	t.Cleanup(func() {
+		defer stop()
+		bounded, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if err := client.Stop(bounded); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+}
+
+// consume moves the downloads' states after their jobs', until the test's end.
+func (b *bundle) consume(t *testing.T) {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	outbox := store.NewOutbox(store.OutboxOptions{Store: b.api, Logger: b.log, Holder: t.Name()})
 	var running sync.WaitGroup
 	running.Go(func() { _ = outbox.Run(ctx) })
 	t.Cleanup(func() {
-		bounded, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		if err := b.queue.Stop(bounded); err != nil {
-			t.Errorf("stop: %v", err)
-		}
 		stop()
 		running.Wait()
 	})
@@ -218,12 +248,13 @@ func (b *bundle) reasons(t *testing.T, jobID *int64) []string {
 	return found
 }
 
-// files are what is in the library, staging included, with the slashes of a path relative to its root.
+// files are what is in the library, staging included, with the slashes of a path relative to its root. The volume's id
+// is not among them.
 func (b *bundle) files(t *testing.T) []string {
 	t.Helper()
 	var found []string
 	err := filepath.WalkDir(b.root, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.Type().IsRegular() {
+		if err == nil && entry.Type().IsRegular() && entry.Name() != "volume" {
 			rel, relErr := filepath.Rel(b.root, path)
 			require.NoError(t, relErr)
 			found = append(found, filepath.ToSlash(rel))

@@ -20,8 +20,12 @@ import (
 type Library interface {
 	// Root is the library's folder, absolute.
 	Root() string
+	// Volume is the id of the volume that it is on.
+	Volume() string
 	// Stage returns a folder for one fetch, on the library's file system, with what an earlier one has left, if it did.
 	Stage(ctx context.Context, contentID uuid.UUID, generation int) (dir string, resumed bool, err error)
+	// Release keeps what this fetch has left for the next one. Nobody writes there any more.
+	Release(contentID uuid.UUID, generation int) error
 	// Discard removes what this fetch and earlier ones have left.
 	Discard(contentID uuid.UUID, generation int) error
 	// Verify tells whether the file is a whole film, which should last so long if that is above 0.
@@ -125,7 +129,7 @@ func (a *attempt) publish(ctx context.Context, link store.LinkFunc) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		return a.store.Publish(ctx, a.fetch.Content.ID, a.job.ID, link, a.complete)
+		return a.store.Publish(ctx, a.fetch.Content.ID, a.row, link, a.complete)
 	})
 	if err = a.unlessDone(ctx, err); err != nil {
 		a.takeBack(ctx)
@@ -154,7 +158,7 @@ func (a *attempt) takeBack(ctx context.Context) {
 	// waits for the end of it, whichever way.
 	content := a.fetch.Content.ID
 	if err := a.store.SaveFailure(ctx, content, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
-		a.log.WarnContext(ctx, "files left in the library", "job_id", a.job.ID, "err", err)
+		a.log.WarnContext(ctx, "files left in the library", "err", err)
 		return
 	}
 	for _, placed := range a.placed {
@@ -167,19 +171,19 @@ func (a *attempt) takeBack(ctx context.Context) {
 			err = a.library.Remove(placed.Path)
 		}
 		if err != nil {
-			a.log.WarnContext(ctx, "file left in the library", "job_id", a.job.ID, "path", placed.Path, "err", err)
+			a.log.WarnContext(ctx, "file left in the library", "path", placed.Path, "err", err)
 		}
 	}
 }
 
 // unlessDone takes ErrSuperseded back where the job is completed: by ourselves, in a transaction whose commit was done
-// but not answered.
+// but not answered. A job that goes on as another row may be completed too, but that is another's doing.
 func (a *attempt) unlessDone(ctx context.Context, err error) error {
 	if !errors.Is(err, store.ErrSuperseded) {
 		return err
 	}
-	job, findErr := a.store.FindJob(ctx, a.job.ID, store.Viewer{Admin: true})
-	if findErr == nil && job.State == "completed" {
+	job, findErr := a.store.FindJob(ctx, a.publicID, store.Viewer{Admin: true})
+	if findErr == nil && job.Row == a.row && job.State == "completed" {
 		return nil
 	}
 	return err
@@ -201,15 +205,4 @@ func without(wishes []store.Wish, files []store.File) []store.Wish {
 	return slices.DeleteFunc(slices.Clone(wishes), func(w store.Wish) bool {
 		return slices.ContainsFunc(files, func(f store.File) bool { return f.UserID == w.UserID })
 	})
-}
-
-// leave removes this generation's staging folder, and no later one's: when a job that was cancelled is slow to end, the
-// next one of the same content may be at work already.
-func (a *attempt) leave(ctx context.Context) {
-	if a.dir == "" {
-		return
-	}
-	if err := a.library.Discard(a.fetch.Content.ID, a.fetch.Generation); err != nil {
-		a.log.WarnContext(ctx, "staging folder not removed", "job_id", a.job.ID, "err", err)
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/riverqueue/river"
 
@@ -12,7 +13,7 @@ import (
 	"medianest/store"
 )
 
-// Deps are what the workers need. All but RetryScale are required.
+// Deps are what the workers need. All but StagingWait and RetryScale are required.
 type Deps struct {
 	Store     *store.Store // as role worker, three connections at least, with a queue: a collection enqueues its items
 	Extractor Extractor
@@ -22,9 +23,15 @@ type Deps struct {
 	Progress  ProgressSink
 	Logger    *slog.Logger
 
+	// StagingWait is for how long a download is left to the workers that see the volume where it was begun; after that
+	// it begins anew on another. 0 means 2 min, less than that not at all.
+	StagingWait time.Duration
+
 	// RetryScale multiplies the pauses before retries; tests make them short. 0 means 1.
 	RetryScale float64
 }
+
+const defaultStagingWait = 2 * time.Minute
 
 // Register adds the workers of all kinds.
 func Register(workers *river.Workers, d Deps) error {
@@ -35,7 +42,8 @@ func Register(workers *river.Workers, d Deps) error {
 	err := errors.Join(
 		river.AddWorkerSafely(workers, &DownloadWorker{
 			store: d.Store, extractor: d.Extractor, library: d.Library, guard: d.Guard, proxy: d.Proxy,
-			progress: d.Progress, log: d.Logger, retryScale: scale, publishing: make(chan struct{}, maxPublishing),
+			progress: d.Progress, log: d.Logger, retryScale: scale, wait: cmp.Or(d.StagingWait, defaultStagingWait),
+			publishing: make(chan struct{}, maxPublishing),
 		}),
 		river.AddWorkerSafely(workers, &RemoveFilesWorker{store: d.Store, library: d.Library}),
 	)

@@ -137,6 +137,17 @@ func (r Reason) Policy() Policy { return r.lookup().policy }
 // who see a failed job; what the queue itself does is Policy.
 func (r Reason) Retryable() bool { return r.lookup().retryable }
 
+// Doubts reports whether the reason speaks against keeping what has been fetched so far: it may be what is wrong, or
+// what fills the disk.
+func (r Reason) Doubts() bool {
+	switch r {
+	case Damaged, DiskFull, Postprocess, Unknown:
+		return true
+	default:
+		return !r.Valid()
+	}
+}
+
 // Sentence says the reason in plain words, for people who know nothing of jobs.
 func (r Reason) Sentence() string { return r.lookup().sentence }
 

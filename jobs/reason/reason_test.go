@@ -64,6 +64,18 @@ func TestAStrangerReadsAsUnknown(t *testing.T) {
 	require.Equal(t, reason.Unknown.Sentence(), stranger.Sentence())
 }
 
+func TestDoubts(t *testing.T) {
+	t.Parallel()
+
+	// What a hasty addition to the list could get wrong: bytes thrown away because a host was away for a moment.
+	for _, r := range []reason.Reason{reason.Network, reason.Timeout, reason.RateLimited, reason.BotCheck, reason.Internal} {
+		require.False(t, r.Doubts(), r)
+	}
+	for _, r := range []reason.Reason{reason.Damaged, reason.Postprocess, reason.DiskFull, reason.Unknown, "of_a_newer_build"} {
+		require.True(t, r.Doubts(), r)
+	}
+}
+
 func TestError(t *testing.T) {
 	t.Parallel()
 
