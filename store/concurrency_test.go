@@ -49,19 +49,25 @@ func TestEverythingAtOnce(t *testing.T) {
 	start(4, 2*time.Millisecond, c.work)
 	// One: two of them with the same jobs in different orders would run into each other.
 	start(1, 60*time.Millisecond, c.river)
-	start(1, 10*time.Millisecond, c.lose)
+	start(1, 80*time.Millisecond, c.lose)
 	start(1, 20*time.Millisecond, c.consumer)
 	start(1, 50*time.Millisecond, c.retention)
 	start(1, 200*time.Millisecond, c.watch)
+	t.Cleanup(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for name, n := range c.counts {
+			t.Logf("%-16s %d", name, n)
+		}
+	})
 	// A while, and on a busy machine until each has happened.
 	begun := time.Now()
-	require.Eventually(t, func() bool { return time.Since(begun) > 1500*time.Millisecond && c.happened(2) }, 30*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return time.Since(begun) > 1500*time.Millisecond && c.happened(2)
+	}, 30*time.Second, 50*time.Millisecond)
 	cancel()
 	wg.Wait()
 
-	for name, n := range c.counts {
-		t.Logf("%-16s %d", name, n)
-	}
 	require.Empty(t, c.unexpected, "long waits:\n%s", strings.Join(c.waits, "\n"))
 	require.Zero(t, b.deadlocks())
 	// What was cut off at the end may hold its locks for a moment.
