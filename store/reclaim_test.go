@@ -399,6 +399,28 @@ func TestReclaimWhileItsRowIsWaitedFor(t *testing.T) {
 	}
 }
 
+// Who publishes holds the row: a reclaim leaves it alone, and finds it completed afterwards.
+func TestReclaimWhilePublishing(t *testing.T) {
+	t.Parallel()
+	b := setupFollowed(t)
+	d := b.create(b.user("ann"), "https://site.test/a")
+	b.setJob(*d.JobID, "running")
+	lost := func() bool {
+		ok, err := reclaim(t.Context(), b.river, *d.JobID)
+		require.NoError(t, err)
+		return ok
+	}
+	link := func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+		require.False(t, lost())
+		return linkFor("a.mp4")(ctx, wishes, existing)
+	}
+	require.NoError(t, b.worker.Publish(t.Context(), d.ContentID, rowOf(d), link, completeJob(*d.JobID)))
+	require.False(t, lost())
+	require.Equal(t, rowOf(d), b.currentRow(*d.JobID))
+	require.Len(t, b.requireState(d, store.StateCompleted).Files, 1)
+	require.Equal(t, []string{"available", "running", "completed"}, b.chain(*d.JobID))
+}
+
 // An expansion locks the jobs of its items without waiting for one while it holds another.
 func TestReclaimWhileManyRowsAreLocked(t *testing.T) {
 	t.Parallel()
