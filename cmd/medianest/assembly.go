@@ -13,6 +13,7 @@ import (
 
 	"medianest/api/stream"
 	"medianest/jobs"
+	"medianest/jobs/guard"
 	"medianest/jobs/media"
 	"medianest/jobs/queue"
 	"medianest/store"
@@ -89,7 +90,8 @@ type assembly struct {
 	progress      *store.ProgressBus
 	workers       *river.Workers // nil in a process that works nothing
 	library       *media.Library
-	queueID       string // of a process that is the only one with it; else River makes one up
+	queueID       string        // of a process that is the only one with it; else River makes one up
+	keeper        *guard.Keeper // of yt-dlp's guards
 	queue         *queue.Client
 	apiStore      *store.Store
 	workerStore   *store.Store
@@ -111,7 +113,7 @@ func (a *assembly) steps() []func(context.Context) error {
 		return []func(context.Context) error{
 			a.listenAPI, a.listenAdmin,
 			a.openPools, a.checkSchema, a.openRedis, a.flushTelemetry,
-			a.makeQueue, a.startHub, a.startOutbox, a.serveAPI,
+			a.makeQueue, a.startHub, a.startOutbox, a.startQueue, a.serveAPI,
 			a.setReady,
 		}
 	default:
@@ -123,6 +125,9 @@ func (a *assembly) steps() []func(context.Context) error {
 		}
 	}
 }
+
+// isAlone says that no other process can be in this one's database.
+func (a *assembly) isAlone() bool { return a.mode == modeUp && a.config.DatabaseURL == "" }
 
 func (a *assembly) serves() bool { return a.mode != modeWork }
 func (a *assembly) works() bool  { return a.mode != modeServe }

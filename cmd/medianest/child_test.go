@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"medianest/api/client"
+	"medianest/jobs/guard"
 	"medianest/jobs/ytdlp/ytdlptest"
 	"medianest/store/storetest"
 )
@@ -27,6 +28,7 @@ import (
 const beMedianest = "TEST_BINARY_IS_MEDIANEST"
 
 func TestMain(m *testing.M) {
+	guard.Main()
 	if os.Getenv(beMedianest) != "" {
 		signals := make(chan os.Signal, 4)
 		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -91,6 +93,19 @@ type child struct {
 // environment is what a user would have, and env.
 func startChild(t *testing.T, env []string, args ...string) *child {
 	t.Helper()
+	c := launch(t, t.TempDir(), env, args...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s %v\nstdout:\n%s\nstderr:\n%s", "medianest", args, c.stdout, lastLines(c.stderr.String(), 60))
+		}
+		c.end()
+	})
+	return c
+}
+
+// launch starts the program in dir, for a caller who ends it.
+func launch(t *testing.T, dir string, env []string, args ...string) *child {
+	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
 	c := &child{t: t, command: exec.Command(self, args...), stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{})}
@@ -99,21 +114,20 @@ func startChild(t *testing.T, env []string, args ...string) *child {
 		"MEDIANEST_YTDLP=" + testTool(t, "yt-dlp"), "MEDIANEST_FFMPEG=" + testTool(t, "ffmpeg"),
 	}, env...)
 	c.command.Stdout, c.command.Stderr = c.stdout, c.stderr
-	c.command.Dir = t.TempDir()
+	c.command.Dir = dir
 	c.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, c.command.Start())
 	go func() {
 		_ = c.command.Wait()
 		close(c.exited)
 	}()
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("%s %v\nstdout:\n%s\nstderr:\n%s", "medianest", args, c.stdout, lastLines(c.stderr.String(), 60))
-		}
-		_ = syscall.Kill(-c.command.Process.Pid, syscall.SIGKILL)
-		<-c.exited
-	})
 	return c
+}
+
+// end kills the process's group, if it still is there, and waits for it.
+func (c *child) end() {
+	_ = syscall.Kill(-c.command.Process.Pid, syscall.SIGKILL)
+	<-c.exited
 }
 
 func lastLines(text string, n int) string {

@@ -43,6 +43,10 @@ type Config struct {
 	BasePath      string        // path prefix of everything on Listen, "/x" or ""; default ""
 	PublicURL     string        // where users reach the platform, with the base path; empty: what each request says
 	WorkerQueues  queueSizes    // jobs at a time per queue and worker; default defaultQueues
+	WorkerTTL     time.Duration // after which a process that does not renew its presence is lost; default 25s
+	WorkerBeat    time.Duration // between renewals, at most a third of WorkerTTL; default 5s, or a fifth of a shorter TTL
+	MaxLosses     int           // workers that one attempt may lose; default 5
+	StagingWait   time.Duration // for a worker on the volume where a download was begun; default 2m
 	EgressAllow   string        // private hosts, addresses, CIDRs jobs may reach, comma separated; default none
 	StopTimeout   time.Duration // for a graceful stop; default 25s, below the 30 s after which supervisors kill
 	StartTimeout  time.Duration // for the database to be reachable at start; default 60s
@@ -60,6 +64,9 @@ type Config struct {
 	traceDisabled bool          // OTEL_SDK_DISABLED=true
 }
 
+// beatsPerTTL is the fewest renewals of a presence that must fit into its time to live.
+const beatsPerTTL = 3
+
 const (
 	defaultDataDir      = "data"
 	defaultMediaDir     = "media"
@@ -67,6 +74,10 @@ const (
 	defaultAdminListen  = "127.0.0.1:9090"
 	defaultStopTimeout  = 25 * time.Second
 	defaultStartTimeout = time.Minute
+	defaultWorkerTTL    = 25 * time.Second
+	defaultWorkerBeat   = 5 * time.Second
+	defaultMaxLosses    = 5
+	defaultStagingWait  = 2 * time.Minute
 	defaultRetention    = 24 * time.Hour
 	defaultTickInterval = 25 * time.Millisecond
 	off                 = "off"
@@ -255,6 +266,10 @@ func (c Config) withDefaults(onTerminal bool) Config {
 	c.AdminListen = cmp.Or(c.AdminListen, defaultAdminListen)
 	c.StopTimeout = cmp.Or(c.StopTimeout, defaultStopTimeout)
 	c.StartTimeout = cmp.Or(c.StartTimeout, defaultStartTimeout)
+	c.WorkerTTL = cmp.Or(c.WorkerTTL, defaultWorkerTTL)
+	c.WorkerBeat = cmp.Or(c.WorkerBeat, min(defaultWorkerBeat, c.WorkerTTL/5))
+	c.MaxLosses = cmp.Or(c.MaxLosses, defaultMaxLosses)
+	c.StagingWait = cmp.Or(c.StagingWait, defaultStagingWait)
 	c.Retention = cmp.Or(c.Retention, defaultRetention)
 	c.TickInterval = cmp.Or(c.TickInterval, defaultTickInterval)
 	c.RetryScale = cmp.Or(c.RetryScale, 1)
@@ -291,6 +306,9 @@ func (c Config) validate(m mode) []fault {
 	}
 	if c.TickInterval > c.Retention {
 		add("TICK_INTERVAL", "%s is longer than MEDIANEST_EVENT_RETENTION, %s", c.TickInterval, c.Retention)
+	}
+	if c.WorkerTTL < beatsPerTTL*c.WorkerBeat {
+		add("WORKER_TTL", "%s is less than %d times MEDIANEST_WORKER_BEAT, %s: one late beat would cost all jobs", c.WorkerTTL, beatsPerTTL, c.WorkerBeat)
 	}
 	if data, media := absolute(c.DataDir), absolute(c.MediaDir); data == media {
 		add("MEDIA_DIR", "is the same folder as MEDIANEST_DATA_DIR, %s; the library is yours, the data is the platform's", media)
@@ -357,6 +375,15 @@ func parseDuration(target func(*Config) *time.Duration, low, high time.Duration)
 		*target(c) = d
 		return nil
 	}
+}
+
+func parseMaxLosses(c *Config, value string) error {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 1 || n > 1_000_000 {
+		return fmt.Errorf("%q is not a number from 1 to 1000000", value)
+	}
+	c.MaxLosses = n
+	return nil
 }
 
 func parseRetryScale(c *Config, value string) error {

@@ -93,6 +93,10 @@ func TestConfigComparesSettingsWithEachOther(t *testing.T) {
 		"RootBase":           {[]string{"MEDIANEST_BASE_PATH=/", "MEDIANEST_PUBLIC_URL=https://example.org"}, ""},
 		"SameFolder":         {[]string{"MEDIANEST_DATA_DIR=/srv/x", "MEDIANEST_MEDIA_DIR=/srv/x/"}, "MEDIANEST_MEDIA_DIR"},
 		"EmptyCountsAsUnset": {[]string{"MEDIANEST_LISTEN=", "MEDIANEST_EGRESS_ALLOW="}, ""},
+		"TooFewBeats":        {[]string{"MEDIANEST_WORKER_TTL=10s", "MEDIANEST_WORKER_BEAT=4s"}, "MEDIANEST_WORKER_TTL: 10s is less than 3 times"},
+		"ShortTTL":           {[]string{"MEDIANEST_WORKER_TTL=2s"}, ""},
+		"LongBeat":           {[]string{"MEDIANEST_WORKER_BEAT=10s"}, "MEDIANEST_WORKER_TTL"},
+		"NoLosses":           {[]string{"MEDIANEST_MAX_LOSSES=0"}, "MEDIANEST_MAX_LOSSES"},
 		"UnknownQueue":       {[]string{"MEDIANEST_WORKER_QUEUES=downloads=2"}, "MEDIANEST_WORKER_QUEUES"},
 		"NoQueue":            {[]string{"MEDIANEST_WORKER_QUEUES=download=0"}, "MEDIANEST_WORKER_QUEUES"},
 	} {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/term"
+
+	"medianest/jobs/guard"
 )
 
 // Exit codes. A usage fault is also a wrong setting: starting again will not help.
@@ -22,6 +24,7 @@ const (
 	exitOK          = 0
 	exitFailure     = 1
 	exitUsage       = 2
+	exitOverslept   = 75 // EX_TEMPFAIL: a worker that was not running for longer than its presence lasts; start it again
 	exitInterrupted = 130
 )
 
@@ -49,6 +52,7 @@ func usageError(format string, args ...any) error {
 }
 
 func main() {
+	guard.Main() // does not return in a process that is to watch over yt-dlp
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	if !signal.Ignored(syscall.SIGHUP) { // nohup asks for it to stay ignored

@@ -69,6 +69,29 @@ var settings = []setting{
 		parse: parseQueues, show: func(c Config) string { return c.WorkerQueues.String() },
 	},
 	{
+		name:  prefix + "WORKER_TTL",
+		doc:   "After how long without a sign of life a process counts as lost, and its jobs go on elsewhere. A worker that cannot reach the database stops its jobs before that. The same for all processes of a platform.",
+		parse: parseDuration(func(c *Config) *time.Duration { return &c.WorkerTTL }, time.Second, time.Hour),
+		show:  func(c Config) string { return durationText(c.WorkerTTL) },
+	},
+	{
+		name:  prefix + "WORKER_BEAT",
+		doc:   "Time between two signs of life, at most a third of MEDIANEST_WORKER_TTL; a fifth of it where that is shorter than the default.",
+		parse: parseDuration(func(c *Config) *time.Duration { return &c.WorkerBeat }, 100*time.Millisecond, 20*time.Minute),
+		show:  func(c Config) string { return durationText(c.WorkerBeat) },
+	},
+	{
+		name:  prefix + "MAX_LOSSES",
+		doc:   "How many workers in a row one attempt of a job may lose before the job is taken for what killed them, and set aside as failed (poison_pill).",
+		parse: parseMaxLosses, show: func(c Config) string { return strconv.Itoa(c.MaxLosses) },
+	},
+	{
+		name:  prefix + "STAGING_WAIT",
+		doc:   "How long a download that was cut off waits for a worker on the media volume where it was begun; after that it begins anew on another.",
+		parse: parseDuration(func(c *Config) *time.Duration { return &c.StagingWait }, time.Second, 24*time.Hour),
+		show:  func(c Config) string { return durationText(c.StagingWait) },
+	},
+	{
 		name: prefix + "EGRESS_ALLOW", unset: "no private address",
 		doc:   "Private hosts, addresses and networks that downloads may reach, comma separated, each with an optional port: nas.lan, 192.168.1.0/24, 10.0.0.5:8096. The platform's own addresses stay closed.",
 		parse: parseEgressAllow, show: func(c Config) string { return c.EgressAllow },

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,6 +20,7 @@ import (
 	"medianest/api"
 	"medianest/api/stream"
 	"medianest/jobs"
+	"medianest/jobs/guard"
 	"medianest/jobs/queue"
 	"medianest/migrations"
 	"medianest/store"
@@ -203,7 +206,7 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 	a.progress = store.NewProgressBus(a.redis, a.log)
 	options := queue.Options{
 		Pool: a.riverPool, Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
-		ID: a.queueID, StopTimeout: a.config.StopTimeout / softStopShare,
+		ID: a.queueID, StopTimeout: a.config.StopTimeout / softStopShare, Presence: a.presence(),
 	}
 	if a.works() {
 		a.workers = river.NewWorkers()
@@ -220,6 +223,34 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 		a.workerStore = store.New(a.workerPool).WithQueue(enqueuer)
 	}
 	return nil
+}
+
+// presence says how this process is known to the others, and has the guards of its children hear of it.
+func (a *assembly) presence() queue.Presence {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	p := queue.Presence{
+		Mode: string(a.mode), Host: host, Version: buildVersion(),
+		TTL: a.config.WorkerTTL, Beat: a.config.WorkerBeat, MaxLosses: a.config.MaxLosses, Alone: a.isAlone(),
+	}
+	if a.works() {
+		a.keeper = guard.New(guard.Options{Lifetime: a.config.WorkerTTL * guardShare / 5})
+		p.Volume, p.OnBeat, p.OnOverslept = a.library.Volume(), a.keeper.Beat, a.exitOverslept
+	}
+	return p
+}
+
+// guardShare is the part of the TTL, in fifths, for which children go on without a beat. The last fifth is for a renewal
+// that the database has taken and this process has not heard of yet.
+const guardShare = 4
+
+// exitOverslept ends a process that was stopped, or whose machine slept, for longer than its presence lasts. Its jobs are
+// others' by now. It ends without another word to anybody, as nothing that is still in its memory may be written.
+func (a *assembly) exitOverslept(gap time.Duration) {
+	a.log.Error("this process has overslept and ends at once; its jobs go on elsewhere", slog.Int64("gap_ms", gap.Milliseconds()))
+	os.Exit(exitOverslept)
 }
 
 // streamsPerUser bounds the event streams that one user has open at one replica: a household's browsers and scripts,
@@ -271,7 +302,8 @@ func (a *assembly) startOutbox(context.Context) error {
 	return nil
 }
 
-// startQueue begins to work jobs, with those that a killed predecessor on the same data directory was at.
+// startQueue makes this process known to the others and, where it works, begins to work jobs, with those that a killed
+// predecessor on the same data directory was at.
 func (a *assembly) startQueue(ctx context.Context) error {
 	if a.queueID != "" {
 		if _, err := a.queue.TakeBack(ctx); err != nil {

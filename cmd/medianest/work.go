@@ -56,6 +56,7 @@ func (a *assembly) openLibrary(context.Context) (err error) {
 func (a *assembly) prepareWork(ctx context.Context) error {
 	runner, err := ytdlp.New(ytdlp.Options{
 		Path: a.tools.ytdlp, FFmpeg: a.tools.ffmpeg, SearchPath: environment(a.process.env)["PATH"], Logger: a.log,
+		Guard: a.keeper,
 	})
 	if err != nil {
 		return err
@@ -81,7 +82,7 @@ func (a *assembly) prepareWork(ctx context.Context) error {
 	})
 	return jobs.Register(a.workers, jobs.Deps{
 		Store: a.workerStore, Extractor: newTracedExtractor(runner, a.telemetry.tracers), Library: a.library, Guard: guard, Proxy: proxy,
-		Progress: a.progress, Logger: a.log, RetryScale: a.config.RetryScale,
+		Progress: a.progress, Logger: a.log, StagingWait: a.config.StagingWait, RetryScale: a.config.RetryScale,
 	})
 }
 
