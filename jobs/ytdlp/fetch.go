@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"medianest/jobs/reason"
@@ -26,7 +26,7 @@ type FetchRequest struct {
 	// extracts from URL.
 	Info json.RawMessage
 	// Dir is where the film is put together, and must exist. It holds nothing else. A Fetch goes on with what an
-	// earlier one of the same film has left in it.
+	// earlier one of the same film has left in it, however that ended and wherever it ran; the directory may be a copy.
 	Dir     string
 	Profile Profile
 	Network Network
@@ -40,10 +40,6 @@ type Media struct {
 	Path string // in the request's Dir
 	Ext  string // of Path, without the dot
 }
-
-// tornBytes is how much is cut off a partial file whose writing was broken off: what a host that lost its power may
-// not have written, although the file is long enough for it.
-const tornBytes = 1 << 20
 
 // Fetch fetches a film into the request's directory. Failures that yt-dlp reports are *reason.Error; a cancelled
 // context's cause comes back wrapped, and nobody writes to the directory any more when Fetch returns. What it leaves
@@ -60,13 +56,7 @@ func (r *Runner) Fetch(ctx context.Context, req FetchRequest) (Media, error) {
 	if req.Dir, err = filepath.Abs(req.Dir); err != nil {
 		return Media{}, fmt.Errorf("fetch into %s: %w", req.Dir, err)
 	}
-	if err := repair(req.Dir); err != nil {
-		return Media{}, onDisk(fmt.Errorf("repair what an earlier fetch left: %w", err))
-	}
 	if len(req.Info) > 0 {
-		if err := writeInfo(req.Dir, req.Info); err != nil {
-			return Media{}, onDisk(err)
-		}
 		media, err := r.fetch(ctx, req, at, true)
 		if !expired(err) {
 			return media, err
@@ -76,17 +66,50 @@ func (r *Runner) Fetch(ctx context.Context, req FetchRequest) (Media, error) {
 	return r.fetch(ctx, req, at, false)
 }
 
-// fetch runs yt-dlp once.
+// fetch runs yt-dlp in a directory that may hold anything of an earlier run. It goes on with the formats of that; where
+// they are gone, it begins anew.
 func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInfo bool) (Media, error) {
-	marker := filepath.Join(req.Dir, runningFile)
-	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+	chosen, err := repair(req.Dir)
+	if err != nil {
+		return Media{}, onDisk(fmt.Errorf("repair what an earlier fetch left: %w", err))
+	}
+	media, err := r.fetchOnce(ctx, req, at, fromInfo, chosen)
+	if failure := reason.Find(err); chosen != nil && failure != nil && failure.Reason == reason.FormatUnavailable {
+		r.log.DebugContext(ctx, "what was begun is no longer offered; beginning anew", slog.String("url_host", at.host))
+		if err := empty(req.Dir); err != nil {
+			return Media{}, onDisk(fmt.Errorf("remove what an earlier fetch left: %w", err))
+		}
+		return r.fetchOnce(ctx, req, at, fromInfo, nil)
+	}
+	return media, err
+}
+
+// fetchOnce runs yt-dlp once. chosen is what to go on with, nil for nothing.
+func (r *Runner) fetchOnce(ctx context.Context, req FetchRequest, at target, fromInfo bool, chosen *plan) (Media, error) {
+	if fromInfo {
+		if err := writeInfo(req.Dir, req.Info); err != nil {
+			return Media{}, onDisk(err)
+		}
+	}
+	if err := replaceFile(filepath.Join(req.Dir, bootFile), []byte(bootID())); err != nil {
 		return Media{}, onDisk(fmt.Errorf("begin fetch: %w", err))
 	}
+	notes, err := openJournal(req.Dir)
+	if err != nil {
+		return Media{}, onDisk(err)
+	}
+	defer notes.close()
+	observing, stop := context.WithCancel(ctx)
+	var observer sync.WaitGroup
+	observer.Go(func() { notes.keep(observing, r.log) })
+	defer observer.Wait()
+	defer stop()
+
 	progress := &tracker{}
 	var file string
 	warned := r.warnings(ctx, at)
 	ended, err := r.run(ctx, invocation{
-		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
+		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo, chosen), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
 		// yt-dlp prints downloads' progress on its output and post-processors' on its error output.
 		stderr: func(line string) bool {
 			if path, ok := strings.CutPrefix(line, fileMark); ok {
@@ -94,15 +117,15 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 				return true
 			}
 			known, changed := progress.line(line)
+			if strings.HasPrefix(line, planMark) {
+				r.keepPlan(ctx, req.Dir, progress.plan)
+			}
 			if changed && req.OnProgress != nil {
 				req.OnProgress(progress.last)
 			}
 			return known || warned(line)
 		},
 	})
-	if ended.signal == 0 {
-		_ = os.Remove(marker) // left behind, it costs the next fetch some bytes
-	}
 	if err != nil {
 		return Media{}, stopped(err, at)
 	}
@@ -121,6 +144,17 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 		return Media{}, failure
 	}
 	return fetched(req.Dir, file)
+}
+
+// keepPlan writes down what yt-dlp has chosen. Without it, what is fetched now cannot be gone on with.
+func (r *Runner) keepPlan(ctx context.Context, dir string, line planLine) {
+	chosen := makePlan(line)
+	if chosen == nil {
+		return
+	}
+	if err := chosen.write(dir); err != nil {
+		r.log.DebugContext(ctx, "the plan of a fetch cannot be kept", slog.Any("err", err))
+	}
 }
 
 const textDetail = "The site sent a text in place of media."
@@ -275,42 +309,4 @@ func onDisk(err error) error {
 		return &reason.Error{Reason: reason.DiskFull, Err: err}
 	}
 	return err
-}
-
-// repair prepares a directory in which a fetch was broken off without a clean end. yt-dlp notes how many fragments of
-// a stream it has only after it has appended them: going on could put one in twice, silently. Such a stream begins
-// anew. A plain file goes on, a little before its end.
-func repair(dir string) error {
-	if _, err := os.Lstat(filepath.Join(dir, runningFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	fragmented := map[string]bool{}
-	for _, entry := range entries {
-		if name, ok := strings.CutSuffix(entry.Name(), ".ytdl"); ok {
-			fragmented[name+".part"] = true
-		}
-	}
-	for _, entry := range entries {
-		name, path := entry.Name(), filepath.Join(dir, entry.Name())
-		switch {
-		case !entry.Type().IsRegular():
-		case strings.HasSuffix(name, ".ytdl"), fragmented[name], strings.Contains(name, ".part-Frag"), strings.Contains(name, ".temp."):
-			if err := os.Remove(path); err != nil {
-				return err
-			}
-		case strings.HasSuffix(name, ".part"):
-			info, err := entry.Info()
-			if err != nil {
-				return err
-			}
-			if err := os.Truncate(path, max(0, info.Size()-tornBytes)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

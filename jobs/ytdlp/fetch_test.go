@@ -106,7 +106,6 @@ func TestFetchIsTheSitesFile(t *testing.T) {
 			require.Equal(t, want, sha256Of(t, media.Path))
 			require.NotEmpty(t, seen)
 			require.InDelta(t, 100, seen[len(seen)-1].Percent, 0.01)
-			require.NoFileExists(t, filepath.Join(b.dir, runningFile))
 			if test.probed {
 				require.Len(t, b.site.Requests(), 1, "something was extracted twice")
 				stat, err := os.Stat(filepath.Join(b.dir, infoFile))
@@ -176,7 +175,6 @@ func TestFetchFailures(t *testing.T) {
 			})
 			_, err := b.fetch(t, path)
 			requireReason(t, want, err)
-			require.NoFileExists(t, filepath.Join(b.dir, runningFile))
 		})
 	}
 }
@@ -362,36 +360,6 @@ func TestEverythingGoesThroughTheProxy(t *testing.T) {
 		require.NotContains(t, failure.Error(), "s3cret")
 		require.Empty(t, b.site.Requests())
 	})
-}
-
-func TestRepair(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	write := func(name string, size int) {
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o600))
-	}
-	write("media.mp4.mp4.part", 3<<20)
-	write("media.small.mp4.part", 10)
-	write("media.hls.mp4.part", 3<<20)
-	write("media.hls.mp4.ytdl", 10)
-	write("media.hls.mp4.part-Frag3.part", 10)
-	write("media.1+2.temp.mp4", 10)
-	write("info.json", 10)
-
-	require.NoError(t, repair(dir), "a clean end")
-	require.FileExists(t, filepath.Join(dir, "media.hls.mp4.ytdl"))
-
-	write(runningFile, 0)
-	require.NoError(t, repair(dir))
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	sizes := map[string]int64{}
-	for _, entry := range entries {
-		info, err := entry.Info()
-		require.NoError(t, err)
-		sizes[entry.Name()] = info.Size()
-	}
-	require.Equal(t, map[string]int64{"media.mp4.mp4.part": 2 << 20, "media.small.mp4.part": 0, "info.json": 10, runningFile: 0}, sizes)
 }
 
 func TestFetchChecksWhatItIsTold(t *testing.T) {

@@ -45,9 +45,10 @@ func (p Profile) Validate() error {
 
 // Files that are in the directory of a Fetch besides the media.
 const (
-	infoFile = "info.json"
-	// runningFile is there while yt-dlp runs, and after it only if neither it nor we came to an end.
-	runningFile = "running"
+	infoFile    = "info.json"
+	planFile    = "plan.json" // what yt-dlp has chosen
+	journalFile = "journal"   // how far it has come
+	bootFile    = "boot"      // which boot of which machine has written here last
 )
 
 // mediaTemplate names what is fetched. The format is part of the name, so that what is left of one format is never
@@ -114,7 +115,8 @@ func probeArgs(o Options, at target) []string {
 }
 
 // fetchArgs bring one film, from its description in the directory's info file if fromInfo, else from its address.
-func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []string {
+// chosen are the formats that an earlier run has chosen, nil if there was none.
+func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool, chosen *plan) []string {
 	command := common(o).
 		NoSimulate().
 		Progress().
@@ -130,6 +132,10 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []str
 		Continue().
 		NoMtime().
 		AbortOnUnavailableFragments().
+		ConcurrentFragments(1). // see journal
+		WritePages().           // see lookAtPlaylists
+		// By itself, yt-dlp does not mend what it finds fetched: a stream that was killed before it was mended.
+		Fixup(goytdlp.FixupForce).
 		NoResizeBuffer().
 		BufferSize("64K").
 		Downloader("m3u8:native").
@@ -140,7 +146,7 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []str
 	for _, step := range ffmpegSteps {
 		command.PostProcessorArgs(step + "+ffmpeg_i:" + ffmpegInputs)
 	}
-	p.apply(command)
+	p.apply(command, chosen)
 	if fromInfo {
 		return flags(command.LoadInfoJSON(filepath.Join(dir, infoFile)))
 	}
@@ -148,10 +154,19 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool) []str
 }
 
 // apply asks for what the profile wants. Quality comes first, the container breaks ties: `ext` prefers streams that
-// fit it, and what does not fit goes into Matroska, which takes everything, rather than through a conversion.
-func (p Profile) apply(command *goytdlp.Command) {
+// fit it, and what does not fit goes into Matroska, which takes everything, rather than through a conversion. What was
+// chosen before stays.
+func (p Profile) apply(command *goytdlp.Command, chosen *plan) {
+	format := "bv*" + noOtherTransports + "+ba" + noOtherTransports + "/b" + noOtherTransports
 	if p.AudioOnly {
-		command.Format("ba" + noOtherTransports + "/b" + noOtherTransports).ExtractAudio()
+		format = "ba" + noOtherTransports + "/b" + noOtherTransports
+	}
+	if chosen != nil {
+		format = chosen.selector()
+	}
+	command.Format(format)
+	if p.AudioOnly {
+		command.ExtractAudio()
 		if p.Container != "" {
 			command.AudioFormat(p.Container)
 		}
@@ -164,7 +179,6 @@ func (p Profile) apply(command *goytdlp.Command) {
 	if container == "" {
 		container = "mp4"
 	}
-	command.Format("bv*" + noOtherTransports + "+ba" + noOtherTransports + "/b" + noOtherTransports)
 	sort := "res:" + strconv.Itoa(height)
 	switch container {
 	case "mp4":

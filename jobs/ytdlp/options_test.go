@@ -23,11 +23,11 @@ func TestArgs(t *testing.T) {
 	for name, args := range map[string][]string{
 		"probe":           probeArgs(testOptions, target{url: page}),
 		"probe_item":      probeArgs(testOptions, target{url: page, item: 3}),
-		"fetch_info":      fetchArgs(testOptions, Profile{}, target{url: page}, "/staging/7", true),
-		"fetch_page_item": fetchArgs(testOptions, Profile{MaxHeight: 720, Container: "mkv"}, target{url: page, item: 3}, "/staging/7", false),
-		"fetch_webm":      fetchArgs(testOptions, Profile{Container: "webm"}, target{url: page}, "/staging/7", false),
-		"fetch_sound":     fetchArgs(testOptions, Profile{AudioOnly: true}, target{url: page}, "/staging/7", false),
-		"fetch_mp3":       fetchArgs(testOptions, Profile{AudioOnly: true, Container: "mp3"}, target{url: page}, "/staging/7", false),
+		"fetch_info":      fetchArgs(testOptions, Profile{}, target{url: page}, "/staging/7", true, nil),
+		"fetch_page_item": fetchArgs(testOptions, Profile{MaxHeight: 720, Container: "mkv"}, target{url: page, item: 3}, "/staging/7", false, nil),
+		"fetch_webm":      fetchArgs(testOptions, Profile{Container: "webm"}, target{url: page}, "/staging/7", false, nil),
+		"fetch_sound":     fetchArgs(testOptions, Profile{AudioOnly: true}, target{url: page}, "/staging/7", false, nil),
+		"fetch_mp3":       fetchArgs(testOptions, Profile{AudioOnly: true, Container: "mp3"}, target{url: page}, "/staging/7", false, nil),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -48,11 +48,11 @@ func TestAddressIsTheLastArgument(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		probeArgs(testOptions, target{url: "-rf"}),
-		fetchArgs(testOptions, Profile{}, target{url: "-rf"}, "/staging/7", false),
+		fetchArgs(testOptions, Profile{}, target{url: "-rf"}, "/staging/7", false, nil),
 	} {
 		require.Equal(t, []string{"--", "-rf"}, args[len(args)-2:])
 	}
-	require.NotContains(t, fetchArgs(testOptions, Profile{}, target{url: "-rf"}, "/staging/7", true), "-rf")
+	require.NotContains(t, fetchArgs(testOptions, Profile{}, target{url: "-rf"}, "/staging/7", true, nil), "-rf")
 }
 
 func TestEnvironment(t *testing.T) {

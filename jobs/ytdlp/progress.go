@@ -33,7 +33,9 @@ const (
 	postprocessMark = "medianest:postprocess "
 	fileMark        = "medianest:file "
 
-	planTemplate     = planMark + `{"formats":%(requested_formats.:.format_id|null)j,"rates":%(requested_formats.:.tbr|null)j}`
+	planTemplate = planMark + `{"format":%(format_id|null)j,"protocol":%(protocol|null)j,"file":%(filename|null)j,` +
+		`"formats":%(requested_formats.:.format_id|null)j,"protocols":%(requested_formats.:.protocol|null)j,` +
+		`"exts":%(requested_formats.:.ext|null)j,"rates":%(requested_formats.:.tbr|null)j}`
 	downloadTemplate = downloadMark + `{"status":%(progress.status|null)j,"format":%(info.format_id|null)j,` +
 		`"bytes":%(progress.downloaded_bytes|null)j,"total":%(progress.total_bytes|null)j,"estimate":%(progress.total_bytes_estimate|null)j,` +
 		`"speed":%(progress.speed|null)j,"eta":%(progress.eta|null)j,` +
@@ -43,8 +45,13 @@ const (
 )
 
 type planLine struct {
-	Formats []string  `json:"formats"`
-	Rates   []float64 `json:"rates"`
+	Format    string    `json:"format"`
+	Protocol  string    `json:"protocol"`
+	File      string    `json:"file"`
+	Formats   []string  `json:"formats"` // those to be merged; none for one alone
+	Protocols []string  `json:"protocols"`
+	Exts      []string  `json:"exts"`
+	Rates     []float64 `json:"rates"`
 }
 
 type downloadLine struct {

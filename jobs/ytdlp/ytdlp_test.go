@@ -2,6 +2,8 @@ package ytdlp
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -20,6 +22,14 @@ import (
 
 func TestMain(m *testing.M) {
 	guard.Main()
+	if request := os.Getenv(beFetcher); request != "" {
+		var f fetcher
+		if err := json.Unmarshal([]byte(request), &f); err != nil {
+			panic(err)
+		}
+		f.main()
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -27,6 +37,10 @@ func testLogger(t *testing.T) *slog.Logger {
 	t.Helper()
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
+
+var discard = slog.New(slog.DiscardHandler)
+
+func isMissed(err error) bool { return errors.Is(err, guard.ErrMissedBeats) }
 
 func requireReason(t *testing.T, want reason.Reason, err error) *reason.Error {
 	t.Helper()
@@ -42,6 +56,7 @@ type bundle struct {
 	site   *ytdlptest.Site
 	url    string // of the site
 	dir    string
+	total  int64 // bytes that the site has sent before it was made to forget
 }
 
 func setup(t *testing.T, adjust ...func(*Options)) *bundle {

@@ -15,7 +15,7 @@ import (
 )
 
 // recipe is the version of the sample media. Raise it when makeMedia changes: older ones in a cache are left alone.
-const recipe = "1"
+const recipe = "2"
 
 // galleryVideos is how many videos the gallery, the feeds and the item pages have.
 const galleryVideos = 5
@@ -67,6 +67,9 @@ func makeMedia(ctx context.Context, dir, ffmpeg string) (string, error) {
 			return "", err
 		}
 	}
+	if err := makeLong(ctx, work, ffmpeg); err != nil {
+		return "", err
+	}
 	master := "#EXTM3U\n#EXT-X-VERSION:3\n" +
 		"#EXT-X-STREAM-INF:BANDWIDTH=400000,RESOLUTION=320x180,CODECS=\"avc1.42c00c,mp4a.40.2\"\nlow/index.m3u8\n" +
 		"#EXT-X-STREAM-INF:BANDWIDTH=900000,RESOLUTION=640x360,CODECS=\"avc1.42c01e,mp4a.40.2\"\nhigh/index.m3u8\n"
@@ -92,6 +95,32 @@ func makeMedia(ctx context.Context, dir, ffmpeg string) (string, error) {
 		}
 	}
 	return ready, nil
+}
+
+// longFragments is how many fragments each stream of the long film has, of half a second.
+const longFragments = 60
+
+// makeLong makes a film in many small fragments: hls/long and dash/long.
+func makeLong(ctx context.Context, work, ffmpeg string) error {
+	seconds := longFragments / 2
+	for _, dir := range []string{"hls/long", "dash/long"} {
+		if err := os.MkdirAll(filepath.Join(work, filepath.FromSlash(dir)), 0o755); err != nil {
+			return fmt.Errorf("make sample media: %w", err)
+		}
+	}
+	if err := run(ctx, work, ffmpeg,
+		"-f", "lavfi", "-i", fmt.Sprintf("testsrc2=size=256x144:rate=12:duration=%d", seconds),
+		"-f", "lavfi", "-i", fmt.Sprintf("sine=frequency=550:duration=%d", seconds),
+		"-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-g", "6", "-sc_threshold", "0", "-c:a", "aac", "-b:a", "64k", "long.mp4",
+	); err != nil {
+		return err
+	}
+	if err := run(ctx, work, ffmpeg, "-i", "long.mp4", "-c", "copy", "-f", "hls", "-hls_time", "0.5", "-hls_playlist_type", "vod",
+		"-hls_segment_filename", "hls/long/%d.ts", "hls/long/index.m3u8"); err != nil {
+		return err
+	}
+	return run(ctx, filepath.Join(work, "dash", "long"), ffmpeg, "-i", "../../long.mp4", "-c", "copy",
+		"-f", "dash", "-seg_duration", "0.5", "-adaptation_sets", "id=0,streams=v id=1,streams=a", "manifest.mpd")
 }
 
 // protect writes the manifest again with every stream marked as protected by DRM.

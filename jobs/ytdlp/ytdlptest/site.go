@@ -68,15 +68,18 @@ func (s *Site) exhibits() []exhibit {
 		{"/big.mp4", "/big.mp4?mb=20", "an MP4 of mb megabytes, rate bytes a second if given", s.big},
 		{"/slow.mp4", "/slow.mp4?rate=65536", "a plain MP4 at rate bytes a second", s.slow},
 		{"/items/{name}", "", "", s.item},
-		{"/hls/{rest...}", "/hls/master.m3u8", "an HLS stream of 6 seconds in two sizes (rate for bytes a second)", s.hls},
+		{"/hls/{rest...}", "/hls/master.m3u8", "an HLS stream of 6 seconds in two sizes (rate for bytes a second; long/index.m3u8 for 60 fragments)", s.hls},
 		{"/ffmpeg.m3u8", "/ffmpeg.m3u8", "an HLS stream that yt-dlp leaves to ffmpeg", s.encrypted("/key")},
 		{"/ffmpeg-hang.m3u8", "", "the same, whose key never comes", s.encrypted("/hang")},
 		{"/key", "", "", s.key},
-		{"/dash/{rest...}", "/dash/manifest.mpd", "a DASH stream of 6 seconds, picture and sound apart, in two sizes", s.dash},
+		{"/dash/{rest...}", "/dash/manifest.mpd", "a DASH stream of 6 seconds, picture and sound apart, in two sizes (rate; long/manifest.mpd)", s.dash},
 		{"/list.m3u8", "/list.m3u8?segment=/hls/low/0.ts", "an HLS stream of any segment (map and key likewise; method for the key's)", s.list},
 		{"/turning.ts", "/turning.ts", "an MPEG transport stream until Turn is called", s.turning("hls/high/0.ts")},
 		{"/turning.mp4", "/turning.mp4", "an MP4 until Turn is called", s.turning("plain.mp4")},
 		{"/turning.mpd", "/turning.mpd", "a DASH stream of picture and sound apart, until Turn is called", s.apart},
+		{"/ranges.m3u8", "/ranges.m3u8", "the long HLS stream as ranges of one file, each behind the one before (rate)", s.ranges},
+		{"/ranges.ts", "", "", s.rangesFile},
+		{"/turning.m3u8", "/turning.m3u8", "the long HLS stream alone (rate), with another beside or instead after Turn", s.turningMaster},
 		{"/drm", "/drm", "a DASH stream that says it is protected", s.file("dash/protected.mpd")},
 		{"/page", "/page", "a page with one film (n to choose)", s.page},
 		{"/gallery", "/gallery", "a page with five films", s.gallery},
@@ -223,8 +226,50 @@ func (s *Site) encrypted(key string) http.HandlerFunc {
 func (s *Site) key(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 16)) }
 
 func (s *Site) dash(w http.ResponseWriter, r *http.Request) {
-	s.file(path.Join("dash", path.Clean("/"+r.PathValue("rest"))))(w, r)
+	name := path.Join("dash", path.Clean("/"+r.PathValue("rest")))
+	rate := r.URL.Query().Get("rate")
+	if path.Ext(name) != ".mpd" || rate == "" {
+		s.file(name)(w, r)
+		return
+	}
+	manifest, err := os.ReadFile(s.Path(name))
+	if err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/dash+xml")
+	_, _ = w.Write(bytes.ReplaceAll(manifest, []byte(`.m4s"`), []byte(`.m4s?rate=`+url.QueryEscape(rate)+`"`)))
 }
+
+// ranges lists the fragments of the long stream by their sizes alone: where one begins is known from those before it.
+func (s *Site) ranges(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+	fmt.Fprintf(w, "#EXTM3U\n#EXT-X-VERSION:4\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n")
+	for n := range longFragments {
+		info, err := os.Stat(s.longFragment(n))
+		if err != nil {
+			panic(err) // the media are made before the site is
+		}
+		fmt.Fprintf(w, "#EXTINF:0.5,\n#EXT-X-BYTERANGE:%d\n/ranges.ts?rate=%s\n", info.Size(), url.QueryEscape(r.URL.Query().Get("rate")))
+	}
+	fmt.Fprintln(w, "#EXT-X-ENDLIST")
+}
+
+func (s *Site) rangesFile(w http.ResponseWriter, r *http.Request) {
+	var all bytes.Buffer
+	for n := range longFragments {
+		content, err := os.ReadFile(s.longFragment(n))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		all.Write(content)
+	}
+	w.Header().Set("Content-Type", "video/mp2t")
+	http.ServeContent(throttle(w, r), r, "", time.Time{}, bytes.NewReader(all.Bytes()))
+}
+
+func (s *Site) longFragment(n int) string { return s.Path(fmt.Sprintf("hls/long/%d.ts", n)) }
 
 func (s *Site) file(name string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -250,6 +295,27 @@ func (s *Site) list(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "#EXT-X-MAP:URI=\"%s\"\n", start)
 	}
 	fmt.Fprintf(w, "#EXTINF:2.0,\n%s\n#EXT-X-ENDLIST\n", query.Get("segment"))
+}
+
+// The playlists that Turn can make /turning.m3u8 be.
+const (
+	TurnedBeside  = longVariant + highVariant
+	TurnedInstead = highVariant
+
+	longVariant = "#EXT-X-STREAM-INF:BANDWIDTH=300000,RESOLUTION=256x144,CODECS=\"avc1.42c00c,mp4a.40.2\"\n/hls/long/index.m3u8\n"
+	highVariant = "#EXT-X-STREAM-INF:BANDWIDTH=900000,RESOLUTION=640x360,CODECS=\"avc1.42c01e,mp4a.40.2\"\n/hls/high/index.m3u8\n"
+)
+
+func (s *Site) turningMaster(w http.ResponseWriter, r *http.Request) {
+	list := longVariant
+	if turned := s.turned.Load(); turned != nil {
+		list = *turned
+	}
+	if rate := r.URL.Query().Get("rate"); rate != "" {
+		list = strings.ReplaceAll(list, ".m3u8\n", ".m3u8?rate="+url.QueryEscape(rate)+"\n")
+	}
+	w.Header().Set("Content-Type", "application/vnd.apple.mpegurl")
+	_, _ = io.WriteString(w, "#EXTM3U\n#EXT-X-VERSION:3\n"+list)
 }
 
 // Turn makes the /turning films be something else from now on, whatever their names say.
