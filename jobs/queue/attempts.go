@@ -90,7 +90,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 			attribute.String("medianest.outcome", string(end.outcome)), attribute.String("medianest.reason", string(end.reason)))
 		a.logEnd(ctx, job, end, took, err)
 		if ended {
-			err = result(err, cause)
+			err = a.result(job, err, cause)
 		}
 	}()
 	if err = context.Cause(workCtx); errors.Is(err, ErrFenced) {
@@ -108,7 +108,7 @@ type refused struct{ error }
 func (r *refused) Unwrap() error { return r.error }
 
 // result is what River gets for an attempt that returned err and was ended here because of cause.
-func result(err, cause error) error {
+func (a *attempts) result(job *rivertype.JobRow, err, cause error) error {
 	var unbegun *refused
 	switch {
 	case errors.Is(cause, ErrSuperseded):
@@ -118,13 +118,15 @@ func result(err, cause error) error {
 	case errors.As(err, &unbegun):
 		return river.JobSnooze(refusedPause)
 	case errors.Is(cause, ErrFenced):
-		// River writes it when the database answers again, if the job is still this process's. No attempt is spent.
-		return river.JobSnooze(0)
+		// River would try to write until the database answers, and what it tried before may arrive as well, when the row
+		// runs again.
+		a.presence.handBack(job)
+		return &unreported{cause}
 	}
 	return &attemptError{err: err, asked: errors.Is(cause, river.ErrJobCancelledRemotely)}
 }
 
-// unreported is the error of an attempt that River must write nothing of: the row may be another process's by now, and
+// unreported is the error of an attempt that River must write nothing of: the row may be another attempt's by now, and
 // River's own guard is the row's state alone. River takes an error with these methods for that of a batch of jobs and
 // reports each of them on its own; here there are none. A cancel asked for is written all the same.
 type unreported struct{ error }

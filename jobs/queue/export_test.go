@@ -5,6 +5,7 @@ const (
 	DepthSQL      = depthSQL
 	ReclaimSQL    = reclaimSQL
 	LookSQL       = lookSQL
+	GiveBackSQL   = giveBackSQL
 	NotifyWindow  = notifyWindow
 	FetchCooldown = fetchCooldown
 	FetchPoll     = fetchPoll

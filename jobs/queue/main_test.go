@@ -21,6 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == beWorker {
+		os.Exit(workAsChild(os.Args[2:]))
+	}
 	os.Exit(storetest.Main(m))
 }
 
@@ -37,6 +40,7 @@ type work func(ctx context.Context, job *river.Job[synthetic]) error
 // bundle is a client on a database of its own.
 type bundle struct {
 	*queue.Client
+	url   string // for the owner
 	owner *pgxpool.Pool
 	logs  *logbook
 }
@@ -44,7 +48,12 @@ type bundle struct {
 // setup starts a client that works queue "test" under River's own role.
 func setup(t *testing.T, do work, change func(*queue.Options)) *bundle {
 	t.Helper()
-	b := assemble(t, do, change)
+	return assemble(t, do, change).start(t)
+}
+
+// start starts the client, which ends with the test.
+func (b *bundle) start(t *testing.T) *bundle {
+	t.Helper()
 	require.NoError(t, b.Start(t.Context()))
 	t.Cleanup(func() {
 		// The test's context has ended by now, which stops the client as well.
@@ -59,8 +68,13 @@ func setup(t *testing.T, do work, change func(*queue.Options)) *bundle {
 
 func assemble(t *testing.T, do work, change func(*queue.Options)) *bundle {
 	t.Helper()
-	url := storetest.DB(t)
-	b := &bundle{logs: &logbook{}}
+	return assembleAt(t, storetest.DB(t), do, change)
+}
+
+// assembleAt puts a client on a database that it may share with others.
+func assembleAt(t *testing.T, url string, do work, change func(*queue.Options)) *bundle {
+	t.Helper()
+	b := &bundle{url: url, logs: &logbook{}}
 	b.owner = storetest.OpenPool(t, url, "")
 	workers := river.NewWorkers()
 	river.AddWorker(workers, river.WorkFunc(do))

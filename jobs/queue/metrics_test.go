@@ -64,7 +64,8 @@ func TestMetricsOfAttempts(t *testing.T) {
 	}, func(o *queue.Options) { o.Registerer = registry })
 	ids := b.insert(t, river.InsertOpts{}, synthetic{}, synthetic{}, synthetic{N: 1}, synthetic{N: 2})
 	<-begun
-	require.Equal(t, map[string]float64{"synthetic": 1}, gather(t, registry, "medianest_jobs_running"))
+	require.Eventually(t, func() bool { return gather(t, registry, "medianest_jobs_running")["synthetic"] == 1 },
+		10*time.Second, 5*time.Millisecond)
 	close(finish)
 	for _, id := range ids {
 		require.Eventually(t, func() bool { return b.job(t, id).FinalizedAt != nil }, 10*time.Second, 5*time.Millisecond)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
 )
 
 const (
@@ -133,6 +134,7 @@ type presence struct {
 	mu      sync.Mutex
 	running map[int64]*attempt
 	ended   map[int64]time.Duration // attempts that may have been named, and until when they still are
+	given   map[int64]time.Time     // attempts to be handed back when the database answers, and when they were fetched
 	joined  time.Duration
 	renewed time.Duration // start of the last renewal that succeeded
 	steady  time.Duration // since when renewals have followed each other without a gap
@@ -151,7 +153,7 @@ func newPresence(o Options, p Presence, metrics *metrics) *presence {
 	return &presence{
 		Presence: p, queues: o.Queues, pool: o.Pool, log: o.Logger, metrics: metrics,
 		drainAsked: make(chan struct{}), kick: make(chan struct{}, 1),
-		running: make(map[int64]*attempt), ended: make(map[int64]time.Duration),
+		running: make(map[int64]*attempt), ended: make(map[int64]time.Duration), given: make(map[int64]time.Time),
 	}
 }
 
@@ -215,7 +217,11 @@ func (p *presence) join(ctx context.Context) error {
 func (p *presence) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	if _, err := p.pool.Exec(ctx, `DELETE FROM medianest.worker WHERE id = $1`, p.id); err != nil {
+	err := p.giveBack(ctx)
+	if err == nil {
+		_, err = p.pool.Exec(ctx, `DELETE FROM medianest.worker WHERE id = $1`, p.id)
+	}
+	if err != nil {
 		p.log.WarnContext(ctx, "presence not taken back; others will find this process lost", "client_id", p.id, "err", err)
 	}
 }
@@ -256,6 +262,8 @@ func (p *presence) beat(ctx context.Context) {
 				p.log.WarnContext(ctx, "presence not renewed", "client_id", p.id, "err", err)
 				next = p.Beat / 5
 				due = sinceBoot() + next
+			} else if err := p.giveBack(ctx); err != nil && ctx.Err() == nil {
+				p.log.WarnContext(ctx, "jobs not handed back yet", "client_id", p.id, "err", err)
 			}
 		} else if err := p.look(ctx); err != nil && ctx.Err() == nil {
 			p.log.WarnContext(ctx, "cancel requests not read", "err", err)
@@ -282,6 +290,61 @@ func (p *presence) tellBeat() {
 	if p.OnBeat != nil {
 		p.OnBeat()
 	}
+}
+
+// handBack has an attempt that was fenced returned to the queue, as soon as the database answers.
+func (p *presence) handBack(job *rivertype.JobRow) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if job.AttemptedAt != nil {
+		p.given[job.ID] = *job.AttemptedAt
+	}
+}
+
+// giveBackSQL returns attempts to their old place in the queue, unspent, or ends those whose cancel was asked for. The
+// time of the fetch tells an attempt from the row's next one: the statement may arrive late, or twice.
+const giveBackSQL = `
+	UPDATE river.river_job AS j
+	SET state = CASE WHEN j.metadata ? 'cancel_attempted_at' THEN 'cancelled' ELSE 'available' END::river.river_job_state,
+		finalized_at = CASE WHEN j.metadata ? 'cancel_attempted_at' THEN now() END,
+		attempt = CASE WHEN j.metadata ? 'cancel_attempted_at' THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
+		metadata = j.metadata - '{reason,reason_attempt}'::text[]
+	FROM unnest(@rows::bigint[], @fetched::timestamptz[]) AS g (id, fetched_at)
+	WHERE j.id = g.id
+		AND j.attempted_at = g.fetched_at
+		AND j.attempted_by[array_upper(j.attempted_by, 1)] = @worker
+		AND j.state = 'running'
+		AND NOT j.metadata ? 'superseded_by'`
+
+// giveBack hands back what there is.
+func (p *presence) giveBack(ctx context.Context) error {
+	p.mu.Lock()
+	given := maps.Clone(p.given)
+	p.mu.Unlock()
+	if len(given) == 0 {
+		return nil
+	}
+	var (
+		rows    []int64
+		fetched []time.Time
+	)
+	for row, at := range given {
+		rows, fetched = append(rows, row), append(fetched, at)
+	}
+	ctx, stop := context.WithTimeoutCause(ctx, p.renewTimeout(), errTooLong)
+	defer stop()
+	_, err := p.pool.Exec(ctx, giveBackSQL, pgx.StrictNamedArgs{"rows": rows, "fetched": fetched, "worker": p.id})
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for row, at := range given {
+		if p.given[row].Equal(at) {
+			delete(p.given, row)
+		}
+	}
+	return nil
 }
 
 // watchClock ends the jobs when the presence was not renewed in time, and finds out when this process overslept. It
@@ -490,7 +553,12 @@ func (p *presence) named(now time.Duration) []int64 {
 		switch {
 		case now >= until:
 			delete(p.ended, row)
-		case p.running[row] == nil:
+		case p.running[row] == nil && p.given[row].IsZero():
+			names = append(names, row)
+		}
+	}
+	for row := range p.given {
+		if p.running[row] == nil {
 			names = append(names, row)
 		}
 	}
