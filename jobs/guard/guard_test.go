@@ -20,7 +20,7 @@ import (
 // without end, and writes the program's error into the file that beWorker names.
 const beWorker = "TEST_BINARY_IS_WORKER"
 
-const testLifetime = 400 * time.Millisecond
+const testLifetime = time.Second
 
 func TestMain(m *testing.M) {
 	Main()

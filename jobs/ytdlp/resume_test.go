@@ -312,7 +312,7 @@ func TestFetchStaysWithItsFormat(t *testing.T) {
 func TestNothingIsFetchedForAStoppedWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	worker, result := b.startFetcher(t, "/dash/long/manifest.mpd?rate=50000", time.Second)
+	worker, result := b.startFetcher(t, "/dash/long/manifest.mpd?rate=50000", 2*time.Second)
 	require.Eventually(t, func() bool { return b.served() > 100_000 || exists(result) }, patience, 5*time.Millisecond)
 	require.NoFileExists(t, result)
 	require.NoError(t, worker.Process.Signal(syscall.SIGSTOP))
