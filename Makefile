@@ -37,6 +37,10 @@ demo: tools build ## Start everything, download a few samples through the API, s
 test: tools ## Run all tests, with real Postgres, Redis, yt-dlp and ffmpeg
 	@$(GO) test -timeout 15m ./...
 
+.PHONY: test-chaos
+test-chaos: tools ## Kill processes at random under load and check that nothing is lost (docs/reliability.md; an hour)
+	@$(GO) test -tags chaos -run TestChaos -v -timeout 6h ./cmd/medianest
+
 .PHONY: check
 check: tools ## gofmt, go vet and the tests under the race detector
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
