@@ -24,6 +24,7 @@ const beFetcher = "TEST_BINARY_IS_FETCHER"
 
 type fetcher struct {
 	URL, Dir, Path, FFmpeg string
+	Info                   json.RawMessage
 	Lifetime               time.Duration // of its guard; it beats until it is stopped
 	Done                   string        // a file for how it ended
 }
@@ -48,7 +49,7 @@ func (f fetcher) main() {
 	runner, err := New(Options{Path: f.Path, FFmpeg: f.FFmpeg, Logger: discard, Retries: 1, Guard: keeper})
 	var media Media
 	if err == nil {
-		media, err = runner.Fetch(context.Background(), FetchRequest{URL: f.URL, Dir: f.Dir})
+		media, err = runner.Fetch(context.Background(), FetchRequest{URL: f.URL, Dir: f.Dir, Info: f.Info})
 	}
 	result := done{Path: media.Path}
 	if err != nil {
@@ -64,9 +65,12 @@ func (f fetcher) main() {
 }
 
 // startFetcher starts a worker that fetches into the bundle's directory.
-func (b *bundle) startFetcher(t *testing.T, path string, lifetime time.Duration) (*exec.Cmd, string) {
+func (b *bundle) startFetcher(t *testing.T, path string, info json.RawMessage, lifetime time.Duration) (*exec.Cmd, string) {
 	t.Helper()
-	f := fetcher{URL: b.url + path, Dir: b.dir, Path: tool(t, "yt-dlp"), FFmpeg: tool(t, "ffmpeg"), Lifetime: lifetime, Done: filepath.Join(t.TempDir(), "done")}
+	f := fetcher{
+		URL: b.url + path, Dir: b.dir, Path: tool(t, "yt-dlp"), FFmpeg: tool(t, "ffmpeg"), Info: info, Lifetime: lifetime,
+		Done: filepath.Join(t.TempDir(), "done"),
+	}
 	request, err := json.Marshal(f)
 	require.NoError(t, err)
 	self, err := os.Executable()
@@ -156,12 +160,14 @@ func TestFetchKilledAtAnyMoment(t *testing.T) {
 			}
 
 			b := setup(t)
+			probe, err := b.probe(t, path) // what it is, yt-dlp finds out by beginning to fetch it
+			require.NoError(t, err)
 			const kills = 3
 			killed := 0
 			var last done
 			for {
 				b.site.Forget()
-				worker, result := b.startFetcher(t, path, 0)
+				worker, result := b.startFetcher(t, path, probe.Info, 0)
 				if killed < kills {
 					// From when it fetches: yt-dlp's start takes more time than the film.
 					require.Eventually(t, func() bool { return b.served() > 0 || exists(result) }, patience, 5*time.Millisecond)
@@ -194,7 +200,7 @@ func TestFetchKilledAtAnyMoment(t *testing.T) {
 // cutOff has a worker fetch until so much has been sent, and kills it.
 func (b *bundle) cutOff(t *testing.T, path string, bytes int64) {
 	t.Helper()
-	worker, result := b.startFetcher(t, path, 0)
+	worker, result := b.startFetcher(t, path, nil, 0)
 	require.Eventually(t, func() bool { return b.served() > bytes || exists(result) }, patience, 5*time.Millisecond)
 	require.NoFileExists(t, result)
 	require.NoError(t, worker.Process.Kill())
@@ -312,7 +318,7 @@ func TestFetchStaysWithItsFormat(t *testing.T) {
 func TestNothingIsFetchedForAStoppedWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	worker, result := b.startFetcher(t, "/dash/long/manifest.mpd?rate=50000", 2*time.Second)
+	worker, result := b.startFetcher(t, "/dash/long/manifest.mpd?rate=50000", nil, 2*time.Second)
 	require.Eventually(t, func() bool { return b.served() > 100_000 || exists(result) }, patience, 5*time.Millisecond)
 	require.NoFileExists(t, result)
 	require.NoError(t, worker.Process.Signal(syscall.SIGSTOP))
@@ -350,7 +356,7 @@ func list(t *testing.T, dir string) map[string]int64 {
 func TestFFmpegDoesNotOutliveAKilledWorker(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	worker, _ := b.startFetcher(t, "/ffmpeg-hang.m3u8", 0)
+	worker, _ := b.startFetcher(t, "/ffmpeg-hang.m3u8", nil, 0)
 	require.Eventually(t, func() bool {
 		return strings.Contains(strings.Join(processes(t, b.dir), "\n"), "ffmpeg -y") && len(b.site.Requests("/hang")) > 0
 	}, patience, 20*time.Millisecond)
