@@ -25,8 +25,8 @@ const (
 	metadataReasonAttempt = "reason_attempt"
 )
 
-// refusedPause is how long a job rests that was fetched by a process that may not work it. Such a process has some of its
-// connections only, and would fetch the job again at once.
+// refusedPause is how long a job rests that was fetched by a process that may not work it. Such a process has some of
+// its connections only, and would fetch the job again at once.
 const refusedPause = time.Second
 
 // outcome is how an attempt ended, as a metric label and in logs.
@@ -60,7 +60,9 @@ var _ rivertype.WorkerMiddleware = (*attempts)(nil)
 func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) (err error) {
 	if superseded(job) { // somebody made the row available again, as River UI lets one
 		a.log.LogAttrs(ctx, slog.LevelWarn, "superseded row not worked", logAttrs(job)...)
-		return &attemptError{err: river.JobCancel(&reason.Error{Reason: reason.Cancelled, Detail: "The job goes on as another row."})}
+		return &attemptError{err: river.JobCancel(&reason.Error{
+			Reason: reason.Cancelled, Detail: "The job goes on as another row.",
+		})}
 	}
 	begun := time.Now()
 	a.log.LogAttrs(ctx, slog.LevelInfo, "job started", logAttrs(job)...)
@@ -214,7 +216,8 @@ func reasonOf(err error, otherwise reason.Reason) reason.Reason {
 func logAttrs(job *rivertype.JobRow) []slog.Attr {
 	id := PublicID(job)
 	attrs := []slog.Attr{
-		slog.Int64("job_id", id), slog.String("kind", job.Kind), slog.String("queue", job.Queue), slog.Int("attempt", job.Attempt),
+		slog.Int64("job_id", id), slog.String("kind", job.Kind), slog.String("queue", job.Queue),
+		slog.Int("attempt", job.Attempt),
 	}
 	if id != job.ID {
 		attrs = append(attrs, slog.Int64("row_id", job.ID))

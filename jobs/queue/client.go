@@ -1,5 +1,6 @@
-// Package queue is River as this platform runs it: how clients are put together, stopped, watched and measured, and
-// how the reason of each attempt gets into the job's row. It knows no kind of job.
+// Package queue is River as this platform runs it: how clients are put together, stopped, drained, watched and
+// measured, how the reason of each attempt gets into the job's row, and how a job goes on when its worker is lost. It
+// knows no kind of job.
 package queue
 
 import (
@@ -49,7 +50,8 @@ const (
 	hardStopBound = 15 * time.Second
 )
 
-// DefaultRescueAfter is how long a job may run before River takes its worker for dead.
+// DefaultRescueAfter is how long a job may run before River's own rescuer takes it from its worker: a last resort, for
+// what the presence of workers does not show, such as a job that ignores its timeout.
 const DefaultRescueAfter = 13 * time.Hour
 
 // Options say what a client is. Pool and Logger are required.
@@ -72,8 +74,8 @@ type Options struct {
 	// negative means no time at all.
 	StopTimeout time.Duration
 
-	// RescueAfter is how long a job may run before River takes its worker for dead. It must be longer than the
-	// longest timeout of any kind. Zero means DefaultRescueAfter.
+	// RescueAfter is how long a job may run before River's own rescuer takes it from its worker. It must be longer than
+	// the longest timeout of any kind. Zero means DefaultRescueAfter.
 	RescueAfter time.Duration
 
 	// Presence says how this process proves to others that it lives.
@@ -259,7 +261,8 @@ func (c *Client) untilStopped(ctx context.Context, riverStopped <-chan struct{})
 // Stop takes no more jobs and waits for the running ones; after StopTimeout their contexts are cancelled, and those
 // that return a context error go back to the queue without having spent an attempt. A second call, while the first
 // waits, cancels them at once. Both return when everything has ended and the presence is taken back, with an error when
-// ctx ends or jobs ignore their cancelled contexts for 15 s: such jobs stay "running" until others find this process lost.
+// ctx ends or jobs ignore their cancelled contexts for 15 s: such jobs stay "running" until others find this process
+// lost.
 func (c *Client) Stop(ctx context.Context) error {
 	c.mu.Lock()
 	if !c.started {

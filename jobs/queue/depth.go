@@ -20,8 +20,8 @@ const (
 	depthTimeout = 3 * time.Second
 )
 
-// depth is a collector of what waits in the queues of the whole fleet, and of the processes that it is made of. Every process that exposes it shows the same
-// numbers, so aggregate them by max, not by sum.
+// depth is a collector of what waits in the queues of the whole fleet, and of the processes that it is made of. Every
+// process that exposes it shows the same numbers, so aggregate them by max, not by sum.
 type depth struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger

@@ -389,8 +389,8 @@ func (p *presence) fence(ctx context.Context, now time.Duration) {
 }
 
 // fateSQL finds, of the rows @rows that this process holds, those whose cancel was asked for, and those that are not
-// its own any more. A completed row is: nobody else completes what runs here, and who did it in a transaction of its own
-// may still have to tidy up.
+// its own any more. A completed row is: nobody else completes what runs here, and who did it in a transaction of its
+// own may still have to tidy up.
 const fateSQL = `
 		SELECT h.id,
 			coalesce(j.state = 'running' AND j.metadata ? 'cancel_attempted_at', false) AS asked,
@@ -478,7 +478,8 @@ const renewSQL = `
 			now() + make_interval(secs => @ttl), CASE WHEN @drained THEN now() END, CASE WHEN @drained THEN now() END
 		)
 		ON CONFLICT (id) DO UPDATE
-		SET held = excluded.held, running = excluded.running, renewed_at = excluded.renewed_at, expires_at = excluded.expires_at,
+		SET held = excluded.held, running = excluded.running,
+			renewed_at = excluded.renewed_at, expires_at = excluded.expires_at,
 			drained_at = coalesce(w.drained_at, excluded.drained_at)
 		RETURNING w.renewed_at, w.drain_asked_at IS NOT NULL AS drain
 	), fate AS (` + fateSQL + `
@@ -585,8 +586,8 @@ func (p *presence) settle(ctx context.Context, start time.Duration, now time.Tim
 	}
 }
 
-// isSteady reports whether this process has been with the database for a whole TTL without a gap. Before that, others may
-// not have had the chance to renew their presence after an outage.
+// isSteady reports whether this process has been with the database for a whole TTL without a gap. Before that, others
+// may not have had the chance to renew their presence after an outage.
 func (p *presence) isSteady(now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -38,8 +38,8 @@ const (
 // while the job's public id stays. A row of a live worker is unclaimed when the worker had it for a TTL at its last
 // renewal without naming it, as when the answer to its fetch was lost.
 //
-// A loss costs no attempt: the successor has one less, and the next fetch counts it again. Losses of the same attempt in
-// a row are counted apart.
+// A loss costs no attempt: the successor has one less, and the next fetch counts it again. Losses of the same attempt
+// in a row are counted apart.
 const reclaimSQL = `
 	WITH live AS MATERIALIZED (
 		SELECT id, renewed_at, held
@@ -101,8 +101,8 @@ const reclaimSQL = `
 			metadata,
 			priority, queue, state, scheduled_at, tags, unique_key, unique_states
 		)
-		SELECT e.successor, e.args, greatest(e.attempt - 1, 0), e.attempted_at, e.attempted_by, e.created_at, e.errors, e.kind,
-			e.max_attempts,
+		SELECT e.successor, e.args, greatest(e.attempt - 1, 0), e.attempted_at, e.attempted_by, e.created_at,
+			e.errors, e.kind, e.max_attempts,
 			e.metadata - '{superseded_by,cancel_attempted_at,reason,reason_attempt}'::text[] || jsonb_build_object(
 				'public_id', medianest.public_id(e.id, e.metadata)::text, 'losses', e.losses, 'lost_attempt', e.attempt),
 			e.priority, e.queue, 'available', least(e.scheduled_at, now()), e.tags, e.only_key, e.unique_states
@@ -181,7 +181,8 @@ func (p *presence) reclaim(ctx context.Context, own bool) (int, error) {
 // reclaimOthers leaves it to another process if one is at it.
 func (p *presence) reclaimOthers(ctx context.Context, tx pgx.Tx) ([]reclaimed, []lostWorker, error) {
 	var mine bool
-	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(reclaimLock)).Scan(&mine); err != nil || !mine {
+	err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(reclaimLock)).Scan(&mine)
+	if err != nil || !mine {
 		return nil, nil, err
 	}
 	jobs, err := p.reclaimRows(ctx, tx, nil)
@@ -209,7 +210,8 @@ func (p *presence) reclaimOwn(ctx context.Context, tx pgx.Tx) ([]reclaimed, []lo
 func (p *presence) reclaimRows(ctx context.Context, tx pgx.Tx, only *string) ([]reclaimed, error) {
 	rows, err := tx.Query(ctx, reclaimSQL, pgx.StrictNamedArgs{
 		"only": only, "ttl": p.TTL.Seconds(), "batch": reclaimBatch, "max_losses": p.MaxLosses,
-		"poison_pill": string(reason.PoisonPill), "quarantined": string(reason.PoisonPill) + ": " + reason.PoisonPill.Sentence(),
+		"poison_pill": string(reason.PoisonPill),
+		"quarantined": string(reason.PoisonPill) + ": " + reason.PoisonPill.Sentence(),
 	})
 	if err != nil {
 		return nil, err
@@ -233,7 +235,8 @@ func (p *presence) tell(ctx context.Context, jobs []reclaimed, lost []lostWorker
 		p.metrics.reclaimed.WithLabelValues(string(j.Verdict)).Inc()
 	}
 	for _, w := range lost {
-		p.log.WarnContext(ctx, "worker lost", append(summary(w.ID, of[w.ID]), slog.String("mode", w.Mode), slog.String("host", w.Host))...)
+		p.log.WarnContext(ctx, "worker lost",
+			append(summary(w.ID, of[w.ID]), slog.String("mode", w.Mode), slog.String("host", w.Host))...)
 		delete(of, w.ID)
 	}
 	for _, id := range slices.Sorted(maps.Keys(of)) {
