@@ -20,9 +20,9 @@ import (
 var recoveryFilms = slices.Concat(slices.Repeat([]film{filmMP4}, 6), slices.Repeat([]film{filmHLS, filmDASH}, 2))
 
 const (
-	recoveryLasts  = 40 * time.Second // a fetch: long enough that the kill finds all of them under way
-	recoveryBound  = 45 * time.Second
-	recoveryBytes  = 1.15
+	recoveryLasts = 40 * time.Second // a fetch: long enough that the kill finds all of them under way
+	recoveryBound = 45 * time.Second
+	recoveryBytes = 1.15
 )
 
 // With the settings that come with it, the platform has a killed worker's ten downloads running elsewhere within 45 s,

@@ -22,6 +22,15 @@ type meter struct {
 
 	mu       sync.Mutex
 	accounts map[string]*account
+	named    int
+}
+
+// nextName is a number that no other name of this meter has.
+func (m *meter) nextName() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.named++
+	return m.named
 }
 
 // account is what one name of a meter has given out.
@@ -29,6 +38,7 @@ type account struct {
 	bytes    int64
 	requests int
 	active   int       // requests being answered
+	asked    time.Time // when the last request came
 	last     time.Time // of the last byte
 
 	// overlapping is since when more than one is answered, overlap for how long at most: one fetch asks for one thing
@@ -65,8 +75,8 @@ func (m *meter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name, rate := parts[2], parts[3]
-	m.begin(name)
-	defer m.end(name)
+	m.enter(name)
+	defer m.leave(name)
 	inner := r.Clone(r.Context())
 	inner.URL.Path = "/" + parts[4]
 	query := inner.URL.Query()
@@ -87,16 +97,17 @@ func (m *meter) with(name string, do func(*account)) {
 	do(a)
 }
 
-func (m *meter) begin(name string) {
+func (m *meter) enter(name string) {
 	m.with(name, func(a *account) {
 		a.requests++
+		a.asked = time.Now()
 		if a.active++; a.active == 2 {
 			a.overlapping = time.Now()
 		}
 	})
 }
 
-func (m *meter) end(name string) {
+func (m *meter) leave(name string) {
 	m.with(name, func(a *account) {
 		if a.active--; a.active == 1 {
 			a.overlap = max(a.overlap, time.Since(a.overlapping))
@@ -108,16 +119,6 @@ func (m *meter) end(name string) {
 func (m *meter) of(name string) (found account) {
 	m.with(name, func(a *account) { found = *a })
 	return found
-}
-
-// bytes is what all names have given out.
-func (m *meter) bytes() (sum int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, a := range m.accounts {
-		sum += a.bytes
-	}
-	return sum
 }
 
 // metered counts the bytes of a body. It is written to in small portions, as the site's rate has it, so that a client

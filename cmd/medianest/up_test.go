@@ -302,11 +302,14 @@ func follow(t *testing.T, c *client.ClientWithResponses) *heard {
 	return h
 }
 
-func (h *heard) ofDownload(id, until string) []string { return h.of("download "+id+" ", until) }
-func (h *heard) ofJob(id, until string) []string      { return h.of("job "+id+" ", until) }
+func (h *heard) ofDownload(id string, until ...string) []string {
+	return h.of("download "+id+" ", until)
+}
+func (h *heard) ofJob(id string, until ...string) []string { return h.of("job "+id+" ", until) }
 
-// of returns the changes of one thing, in order, once it has been heard to be in a state.
-func (h *heard) of(prefix, until string) (changes []string) {
+// of returns the changes of one thing, in order, once it has been heard to go through some changes, or to some states, one
+// after the other.
+func (h *heard) of(prefix string, until []string) (changes []string) {
 	h.t.Helper()
 	require.Eventually(h.t, func() bool {
 		changes = nil
@@ -315,7 +318,13 @@ func (h *heard) of(prefix, until string) (changes []string) {
 				changes = append(changes, change)
 			}
 		}
-		return len(changes) > 0 && strings.HasSuffix(changes[len(changes)-1], ">"+until)
+		at := 0
+		for _, change := range changes {
+			if at < len(until) && (change == until[at] || strings.HasSuffix(change, ">"+until[at])) {
+				at++
+			}
+		}
+		return at == len(until)
 	}, patience, 20*time.Millisecond, "%s never was heard to be %s", prefix, until)
 	return changes
 }
