@@ -118,7 +118,7 @@ func (p Presence) maxGap() time.Duration { return 2*p.Beat + p.renewTimeout() }
 
 // presence is this process among the others. It knows the attempts that run here, names them in the database, and ends
 // those whose job was asked to be cancelled, those that are not this process's any more, and all of them when it is cut
-// off. Times are sinceBoot's.
+// off. Its own times are sinceBoot's; attempts have the cheaper clock, which is read for each.
 type presence struct {
 	Presence
 
@@ -133,8 +133,8 @@ type presence struct {
 
 	mu      sync.Mutex
 	running map[int64]*attempt
-	ended   map[int64]time.Duration // attempts that may have been named, and until when they still are
-	given   map[int64]time.Time     // attempts to be handed back when the database answers, and when they were fetched
+	ended   map[int64]time.Time // attempts that may have been named, and until when they still are
+	given   map[int64]time.Time // attempts to be handed back when the database answers, and when they were fetched
 	joined  time.Duration
 	renewed time.Duration // start of the last renewal that succeeded
 	steady  time.Duration // since when renewals have followed each other without a gap
@@ -144,7 +144,7 @@ type presence struct {
 }
 
 type attempt struct {
-	begun  time.Duration
+	begun  time.Time
 	cancel context.CancelCauseFunc
 	cause  error // why it was ended here: river.ErrJobCancelledRemotely, ErrSuperseded or ErrFenced
 }
@@ -153,7 +153,7 @@ func newPresence(o Options, p Presence, metrics *metrics) *presence {
 	return &presence{
 		Presence: p, queues: o.Queues, pool: o.Pool, log: o.Logger, metrics: metrics,
 		drainAsked: make(chan struct{}), kick: make(chan struct{}, 1),
-		running: make(map[int64]*attempt), ended: make(map[int64]time.Duration), given: make(map[int64]time.Time),
+		running: make(map[int64]*attempt), ended: make(map[int64]time.Time), given: make(map[int64]time.Time),
 	}
 }
 
@@ -162,10 +162,10 @@ func newPresence(o Options, p Presence, metrics *metrics) *presence {
 // which of these it was.
 func (p *presence) enter(ctx context.Context, row int64) (_ context.Context, release func() (cause error)) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	a := &attempt{begun: sinceBoot(), cancel: cancel}
+	a := &attempt{begun: time.Now(), cancel: cancel}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.fenced || p.overdue(a.begun) {
+	if p.fenced {
 		a.end(ErrFenced)
 	}
 	p.running[row] = a
@@ -177,8 +177,8 @@ func (p *presence) enter(ctx context.Context, row int64) (_ context.Context, rel
 		}
 		// River writes the end a moment later, or much later when the database is away: until then nobody may find that
 		// the row is not named any more. Shorter attempts need no name so soon.
-		if now := sinceBoot(); now-a.begun >= p.TTL/4 {
-			p.ended[row] = now + p.TTL
+		if now := time.Now(); now.Sub(a.begun) >= p.TTL/4 {
+			p.ended[row] = now.Add(p.TTL)
 		}
 		cancel(nil)
 		return a.cause
@@ -417,7 +417,7 @@ const lookSQL = `
 
 // look asks once for the attempts that are old enough.
 func (p *presence) look(ctx context.Context) error {
-	held := p.holding(sinceBoot())
+	held := p.holding()
 	if len(held) == 0 {
 		return nil
 	}
@@ -436,12 +436,12 @@ func (p *presence) look(ctx context.Context) error {
 }
 
 // holding returns the attempts that are worth a question.
-func (p *presence) holding(now time.Duration) map[int64]*attempt {
+func (p *presence) holding() map[int64]*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	held := make(map[int64]*attempt)
 	for row, a := range p.running {
-		if a.cause == nil && now-a.begun >= cancelMinAge {
+		if a.cause == nil && time.Since(a.begun) >= cancelMinAge {
 			held[row] = a
 		}
 	}
@@ -505,11 +505,11 @@ func (p *presence) renew(ctx context.Context) error {
 		queues = []byte(`{}`)
 	}
 	start := sinceBoot()
-	held := p.holding(start)
+	held := p.holding()
 	p.mu.Lock()
 	args := pgx.StrictNamedArgs{
 		"worker": p.id, "mode": p.Mode, "host": p.Host, "version": p.Version, "volume": p.Volume, "queues": queues,
-		"held": p.named(start), "running": len(p.running), "age": (start - p.joined).Seconds(), "ttl": p.TTL.Seconds(),
+		"held": p.named(time.Now()), "running": len(p.running), "age": (start - p.joined).Seconds(), "ttl": p.TTL.Seconds(),
 		"drained": p.drained, "rows": slices.Collect(maps.Keys(held)),
 	}
 	p.mu.Unlock()
@@ -543,16 +543,16 @@ func (p *presence) renew(ctx context.Context) error {
 
 // named are the rows that must not be taken for unclaimed: those held for long, and those whose end River may not have
 // written yet. Short attempts are over before anybody misses their name. Called with the lock held.
-func (p *presence) named(now time.Duration) []int64 {
+func (p *presence) named(now time.Time) []int64 {
 	names := make([]int64, 0, len(p.running))
 	for row, a := range p.running {
-		if now-a.begun >= p.TTL/2 {
+		if now.Sub(a.begun) >= p.TTL/2 {
 			names = append(names, row)
 		}
 	}
 	for row, until := range p.ended {
 		switch {
-		case now >= until:
+		case now.After(until):
 			delete(p.ended, row)
 		case p.running[row] == nil && p.given[row].IsZero():
 			names = append(names, row)
