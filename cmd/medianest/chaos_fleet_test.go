@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -76,8 +77,8 @@ func (m *member) watch(c *child) {
 	}
 	<-c.exited
 	m.mu.Lock()
+	wasReady, expected := m.ready, m.expected
 	m.ready = false
-	expected := m.expected
 	m.mu.Unlock()
 	c.end()
 	m.keepLog(c)
@@ -85,7 +86,13 @@ func (m *member) watch(c *child) {
 		return
 	}
 	code := c.command.ProcessState.ExitCode()
-	if !expected && code != exitOverslept {
+	switch {
+	case expected:
+	case !wasReady && code == exitFailure:
+		m.fleet.gaveUp.Add(1) // what it needs was killed while it started; a supervisor starts it again, as this one does
+	case code == exitOverslept:
+		m.fleet.overslept.Add(1) // on a machine that is too busy
+	default:
 		m.fleet.bad.add("%s ended by itself, code %d: %s", m.name, code, lastLines(strings.TrimSpace(c.stderr.String()), 3))
 		m.fleet.pause(time.Second)
 	}
@@ -151,6 +158,8 @@ type chaosFleet struct {
 	works   []*member
 	clients map[string][]*client.ClientWithResponses // by user, for each replica
 
+	gaveUp, overslept atomic.Int64
+
 	stopping context.Context
 	stop     context.CancelFunc
 	watching sync.WaitGroup
@@ -171,7 +180,7 @@ func startChaosFleet(t *testing.T, seed uint64, serves, works int, env ...string
 	require.NoError(t, err)
 	var allow string
 	f.meter, allow = meteredSite(t)
-	f.postgres, f.redis = storetest.OwnServer(t, true), storetest.RealRedis(t)
+	f.postgres, f.redis = storetest.OwnServer(t, false), storetest.RealRedis(t)
 	f.env = f.home.env(append([]string{
 		allow, "MEDIANEST_DATABASE_URL=" + f.postgres.URL(), "MEDIANEST_REDIS_URL=" + f.redis.URL(), "MEDIANEST_LOG_LEVEL=info",
 	}, env...)...)
@@ -260,7 +269,7 @@ func (f *chaosFleet) end() {
 		m.mu.Unlock()
 	}
 	f.watching.Wait()
-	if f.t.Failed() {
+	if f.t.Failed() || os.Getenv(chaosKeep) != "" {
 		f.t.Logf("the logs of all processes are in %s", f.logs)
 		return
 	}

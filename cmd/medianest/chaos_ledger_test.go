@@ -169,6 +169,13 @@ func (l *ledger) ranAfter(job string, moment time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
+// state is what something was last seen to be.
+func (l *ledger) state(what string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.states[what]
+}
+
 // attempts is how often a job was seen to begin running.
 func (l *ledger) attempts(job string) int {
 	l.mu.Lock()

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -31,6 +30,7 @@ const (
 	chaosFor    = "CHAOS_FOR"    // a duration after which it is enough, whatever was killed; default: none
 	chaosPause  = "CHAOS_PAUSE"  // mean time between two kills; default 2s
 	chaosAt     = "CHAOS_AT"     // what is killed how often, as parts: default work=60,serve=20,postgres=10,redis=10
+	chaosKeep   = "CHAOS_KEEP"   // anything: the processes' logs are kept although nothing is wrong
 	chaosRounds = "CHAOS_ROUNDS" // of TestChaosRecoveryTimes; default 5
 )
 
@@ -132,6 +132,8 @@ type chaos struct {
 	kills  map[string]int
 	losses []loss
 	asking sync.WaitGroup // for what a killed worker ran
+
+	starting sync.WaitGroup // Postgres
 }
 
 // Everything that can be killed is killed at random, again and again, under a load of downloads and short jobs. Nothing
@@ -159,6 +161,7 @@ func TestChaos(t *testing.T) {
 	saying := c.sayHowItGoes(hard)
 
 	c.killAtRandom()
+	c.starting.Wait()
 	say("chaos: no more kills; what is under way comes to its end")
 	stopLoading()
 	c.awaitReady()
@@ -170,6 +173,7 @@ func TestChaos(t *testing.T) {
 	cancel()
 	<-saying
 	c.checkStream()
+	c.checkLosses()
 	c.checkDatabase()
 	c.checkLibrary()
 	c.checkSite()
@@ -237,7 +241,10 @@ func (c *chaos) killOne(target string) (killed bool) {
 		ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
 		defer cancel()
 		if c.pool.Ping(ctx) == nil { // it is back from the last time
-			killed = syscall.Kill(c.postgres.Server().PID(), syscall.SIGKILL) == nil
+			c.starting.Wait()
+			c.postgres.Kill()
+			killed = true
+			c.starting.Go(c.postgres.Start)
 		}
 	case targetRedis:
 		c.redis.Stop()
@@ -309,14 +316,27 @@ func (c *chaos) sayHowItGoes(ctx context.Context) (done chan struct{}) {
 			c.load.mu.Lock()
 			accepted, over := c.load.accepted, c.load.done
 			c.load.mu.Unlock()
-			say("%6s  kills %d/%d (%s)  downloads %d accepted, %d over  events %d  lost and found: %s  violations %d",
-				time.Since(c.begun).Round(time.Second), sum, c.plan.kills, parts, accepted, over, c.ledgers[0].length(), times, count)
+			say("%6s  kills %d/%d (%s)  downloads %d accepted, %d over  jobs %s  events %d  lost and found: %s  violations %d",
+				time.Since(c.begun).Round(time.Second), sum, c.plan.kills, parts, accepted, over, c.jobStates(ctx), c.ledgers[0].length(), times, count)
 			if count > 0 {
 				say("        last: %s", texts[len(texts)-1])
 			}
 		}
 	}()
 	return done
+}
+
+// jobStates counts the jobs that have not ended.
+func (c *chaos) jobStates(ctx context.Context) (states string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err := c.pool.QueryRow(ctx, `
+		SELECT coalesce(string_agg(n || ' ' || state, ', ' ORDER BY state), 'none')
+		FROM (SELECT state, count(*) AS n FROM river.river_job WHERE finalized_at IS NULL GROUP BY state) s`).Scan(&states)
+	if err != nil {
+		return "unknown"
+	}
+	return states
 }
 
 // awaitNothingToDo waits until every job has ended, the short ones that nobody waits for included.
@@ -362,6 +382,18 @@ func (c *chaos) checkStream() {
 		}
 		if l != first {
 			l.requireSame(first)
+		}
+	}
+}
+
+// checkLosses looks for lost jobs that nobody went on with.
+func (c *chaos) checkLosses() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.losses {
+		_, again := c.ledgers[0].ranAfter(l.job, l.at)
+		if state := c.ledgers[0].state("job " + l.job); !again && state != stateCompleted && state != stateCancelled {
+			c.bad.add("job %s was lost, never ran again, and is %s", l.job, state)
 		}
 	}
 }
@@ -507,9 +539,10 @@ func (c *chaos) summarise(w io.Writer) {
 	row("seed", "%d", c.plan.seed)
 	row("time", "%s, a kill every %s on average", time.Since(c.begun).Round(time.Second), c.plan.pause)
 	row("SIGKILLs", "%d: %s", sum, parts)
+	row("starts given up as something was killed meanwhile", "%d; processes that were starved for a TTL: %d", c.gaveUp.Load(), c.overslept.Load())
 	row("fleet", "%d serve, %d work with %d downloads at a time, TTL %s, beat %s", chaosServes, chaosWorks, chaosSlots, chaosTTL, chaosBeat)
 	row("downloads accepted", "%d, of which %d were cancelled by their users; %d deleted after completion", c.load.accepted, cancelled, deleted)
-	row("jobs lost with their worker", "%d, of which %d never ran again as they were cancelled", len(times)+waiting, waiting)
+	row("jobs lost with their worker", "%d, of which %d had no need to run again: cancelled, or completed in the moment of the kill", len(times)+waiting, waiting)
 	row("from the kill to running elsewhere", "p50 %s, p90 %s, p99 %s, max %s", times.at(0.5), times.at(0.9), times.at(0.99), times.at(1))
 	for _, f := range films {
 		if s := c.cost(f); s.wishes > 0 {
