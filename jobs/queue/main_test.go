@@ -75,6 +75,13 @@ func assemble(t *testing.T, do work, change func(*queue.Options)) *bundle {
 func assembleAt(t *testing.T, url string, do work, change func(*queue.Options)) *bundle {
 	t.Helper()
 	b := &bundle{url: url, logs: &logbook{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, l := range b.logs.above(slog.LevelWarn) {
+				t.Log(l.at.Format(time.TimeOnly+".000"), l.level, l.text, l.attrs)
+			}
+		}
+	})
 	b.owner = storetest.OpenPool(t, url, "")
 	workers := river.NewWorkers()
 	river.AddWorker(workers, river.WorkFunc(do))
@@ -162,6 +169,7 @@ type logbook struct {
 }
 
 type line struct {
+	at    time.Time
 	level slog.Level
 	text  string
 	attrs map[string]any
@@ -198,7 +206,7 @@ func (l *logbook) add(r slog.Record, with []slog.Attr) {
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.records = append(l.records, line{r.Level, r.Message, attrs})
+	l.records = append(l.records, line{r.Time, r.Level, r.Message, attrs})
 }
 
 func (l *logbook) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }

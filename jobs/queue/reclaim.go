@@ -185,6 +185,11 @@ func (p *presence) reclaimOthers(ctx context.Context, tx pgx.Tx) ([]reclaimed, [
 	if err != nil || !mine {
 		return nil, nil, err
 	}
+	// The transaction's beginning may have been on its way through an outage: then its now() is of a moment when everybody
+	// seems lost, and what was found before it was sent holds no more.
+	if !p.isSteady(sinceBoot()) {
+		return nil, nil, nil
+	}
 	jobs, err := p.reclaimRows(ctx, tx, nil)
 	if err != nil {
 		return nil, nil, err
