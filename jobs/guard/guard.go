@@ -31,6 +31,10 @@ const (
 // ErrMissedBeats says that a program was killed, or not started, because no beat had come in time.
 var ErrMissedBeats = errors.New("no beat came in time")
 
+// ErrSignalled says that a program did not end well after somebody other than its worker had signalled it or its guard:
+// a service manager, as a rule, that ends all processes of a service at once. That says nothing about the program.
+var ErrSignalled = errors.New("it was signalled from outside")
+
 var errNoMain = errors.New("guard.Main was not called at the start of this program")
 
 // ready is whether Main has been called, and this binary can thereby be a guard.

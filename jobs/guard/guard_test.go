@@ -20,7 +20,10 @@ import (
 // without end, and writes the program's error into the file that beWorker names.
 const beWorker = "TEST_BINARY_IS_WORKER"
 
-const testLifetime = time.Second
+const (
+	testLifetime = time.Second
+	guardName    = name // tests have names of their own
+)
 
 func TestMain(m *testing.M) {
 	Main()
@@ -366,4 +369,72 @@ func zombie(t *testing.T, pid int) bool {
 	content, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	require.NoError(t, err)
 	return bytes.HasPrefix(content[bytes.LastIndexByte(content, ')')+1:], []byte(" Z"))
+}
+
+// A service manager ends a service by a signal to each of its processes, the program and its guard among them.
+func TestSignalToEverybody(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		script  string
+		signals []string // which of the two gets it, in this order
+		exit    Exit
+		err     error
+	}{
+		"GuardFirst":   {`touch ready; exec sleep 300`, []string{"guard", "program"}, Exit{Code: -1, Signal: syscall.SIGTERM}, ErrSignalled},
+		"ProgramFirst": {`touch ready; exec sleep 300`, []string{"program", "guard"}, Exit{Code: -1, Signal: syscall.SIGTERM}, ErrSignalled},
+		"Tidy":         {`trap "exit 3" TERM; touch ready; while :; do sleep 0.01; done`, []string{"guard", "program"}, Exit{Code: 3}, ErrSignalled},
+		"ProgramAlone": {`touch ready; exec sleep 300`, []string{"program"}, Exit{Code: -1, Signal: syscall.SIGTERM}, nil},
+		"Deaf":         {`trap "touch over; exit 0" TERM; touch ready; while :; do sleep 0.01; done`, []string{"guard", "program"}, Exit{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			type ending struct {
+				exit Exit
+				err  error
+			}
+			dir, ended := t.TempDir(), make(chan ending, 1)
+			go func() {
+				exit, err := New(Options{}).Run(t.Context(), command(dir, test.script))
+				ended <- ending{exit, err}
+			}()
+			requireFile(t, filepath.Join(dir, "ready"))
+			pids := map[string]int{}
+			for pid, argument := range members(t, dir) {
+				switch argument {
+				case guardName:
+					pids["guard"] = pid
+				case "/bin/sh", "sleep":
+					if argument == "sleep" && !strings.Contains(test.script, "exec") {
+						continue
+					}
+					pids["program"] = pid
+				}
+			}
+			for _, who := range test.signals {
+				require.NotZero(t, pids[who])
+				require.NoError(t, syscall.Kill(pids[who], syscall.SIGTERM))
+			}
+			got := <-ended
+			require.Equal(t, test.exit, got.exit)
+			if test.err == nil {
+				require.NoError(t, got.err)
+			} else {
+				require.ErrorIs(t, got.err, test.err)
+			}
+			require.Empty(t, members(t, dir))
+		})
+	}
+}
+
+// A guard that is ended by the signal, since it came before the guard could catch it, says nothing at all.
+func TestSignalBeforeTheGuardIsReady(t *testing.T) {
+	t.Parallel()
+	for signal, want := range map[syscall.Signal]error{syscall.SIGTERM: ErrSignalled, syscall.SIGKILL: nil} {
+		process := exec.CommandContext(t.Context(), "/bin/sleep", "300")
+		require.NoError(t, process.Start())
+		require.NoError(t, process.Process.Signal(signal))
+		exit, err := result(nil, process.Wait())
+		require.Equal(t, Exit{Code: -1, Signal: signal}, exit)
+		require.ErrorIs(t, err, want)
+	}
 }

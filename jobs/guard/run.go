@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -19,15 +20,17 @@ const maxStatus = 4 << 10
 
 // status is what a guard says of its program before it ends.
 type status struct {
-	Code   int    `json:"code"`
-	Signal int    `json:"signal,omitempty"`
-	Missed bool   `json:"missed,omitempty"` // it was killed for a missed beat
-	Fault  string `json:"fault,omitempty"`  // it could not be started
+	Code   int  `json:"code"`
+	Signal int  `json:"signal,omitempty"`
+	Missed bool `json:"missed,omitempty"` // it was killed for a missed beat
+	// Signalled says that the guard got a signal before the program ended, and the program did not end well.
+	Signalled bool   `json:"signalled,omitempty"`
+	Fault     string `json:"fault,omitempty"` // it could not be started
 }
 
 // Run runs a program to its end. A context that ends stops it: SIGINT to the whole group, then, after the grace,
 // SIGKILL; the error is then the context's cause, wrapped. A program that was killed because no beat came in time gives
-// ErrMissedBeats. When Run returns nobody of the group is left, whatever the outcome.
+// ErrMissedBeats, one that did not end well after its guard was signalled ErrSignalled. When Run returns nobody of the group is left, whatever the outcome.
 func (k *Keeper) Run(ctx context.Context, c Command) (Exit, error) {
 	if !ready.Load() {
 		return Exit{}, errNoMain
@@ -113,6 +116,8 @@ func result(said []byte, ended error) (Exit, error) {
 			return Exit{Code: -1}, errors.New(s.Fault)
 		case s.Missed:
 			return Exit{Code: -1, Signal: syscall.SIGKILL}, ErrMissedBeats
+		case s.Signalled:
+			return Exit{Code: s.Code, Signal: syscall.Signal(s.Signal)}, ErrSignalled
 		}
 		return Exit{Code: s.Code, Signal: syscall.Signal(s.Signal)}, nil
 	}
@@ -120,7 +125,11 @@ func result(said []byte, ended error) (Exit, error) {
 	var exit *exec.ExitError
 	if errors.As(ended, &exit) {
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-			return Exit{Code: -1, Signal: status.Signal()}, nil
+			exit := Exit{Code: -1, Signal: status.Signal()}
+			if slices.Contains(requests, os.Signal(exit.Signal)) { // it came before the guard could catch it
+				return exit, ErrSignalled
+			}
+			return exit, nil
 		}
 	}
 	return Exit{Code: -1}, fmt.Errorf("the guard ended without a word: %w", ended)

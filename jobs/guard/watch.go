@@ -18,6 +18,13 @@ import (
 // beatSize is the size of a beat on the pipe: small enough to be written as a whole or not at all.
 const beatSize = 8
 
+// requests are the signals that ask processes to end. Nobody here sends one of them but Run, when its context ends.
+var requests = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
+
+// signalPatience is how long a guard whose program did not end well waits for the signal that may have ended the
+// program and be on its way to the guard: who signals all processes of a service does so one by one.
+const signalPatience = 100 * time.Millisecond
+
 // send writes a beat without waiting: a pipe that is full of beats belongs to a guard that is stopped itself.
 func send(pipe *os.File, at time.Duration) {
 	raw, err := pipe.SyscallConn()
@@ -39,8 +46,10 @@ func watch(args []string) {
 		os.Exit(2)
 	}
 	// Interrupts are for the program, which gets them as a member of the group; a service manager's end for all of a
-	// service's processes is the worker's business. They are caught, not ignored: the program would inherit that.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	// service's processes is the worker's business. They are caught, not ignored: the program would inherit that, and the
+	// worker is told.
+	signalled := make(chan os.Signal, 1)
+	signal.Notify(signalled, requests...)
 	// The program's parent-death signal is tied to the thread that starts it.
 	runtime.LockOSThread()
 	syscall.CloseOnExec(beatsFD)
@@ -101,6 +110,13 @@ func watch(args []string) {
 	ended := status{Code: state.ExitCode()}
 	if wait, ok := state.Sys().(syscall.WaitStatus); ok && wait.Signaled() {
 		ended.Signal = int(wait.Signal())
+	}
+	if !state.Success() {
+		select {
+		case <-signalled:
+			ended.Signalled = true
+		case <-time.After(signalPatience):
+		}
 	}
 	end(ended)
 }
