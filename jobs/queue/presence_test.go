@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -78,10 +79,12 @@ func TestWorkerJoinsAndLeaves(t *testing.T) {
 	serve := assembleAt(t, b.url, nil, func(o *queue.Options) {
 		o.Queues, o.Workers, o.ID = nil, nil, "replica"
 	})
-	// What an earlier process of the same ID said does not hold.
+	// What an earlier process of the same ID said does not hold, nor what was asked of it.
 	b.exec(t, `
-		INSERT INTO medianest.worker (id, mode, host, version, expires_at, drain_asked_at, drained_at)
-		VALUES ($1, 'work', 'box', 'v8', now() + interval '1 h', now(), now())`, t.Name())
+		INSERT INTO medianest.worker (id, mode, host, version, held, started_at, expires_at, drain_asked_at, drained_at, gone_at)
+		VALUES
+			($1, 'work', 'box', 'v8', '{1}', now() - interval '1 h', now() + interval '1 h', now(), now(), NULL),
+			('replica', 'work', 'box', 'v8', '{1}', now() - interval '1 h', now(), now(), now(), now())`, t.Name())
 	require.NoError(t, b.Start(t.Context()))
 	require.NoError(t, serve.Start(t.Context()))
 
@@ -92,13 +95,14 @@ func TestWorkerJoinsAndLeaves(t *testing.T) {
 	require.InDelta(t, 60, w.ExpiresAt.Sub(w.RenewedAt).Seconds(), 0.001)
 	require.Equal(t, []any{t.Name(), "work", "box", "v9", "volume", map[string]int{"test": 4}, "running"},
 		[]any{w.ID, w.Mode, w.Host, w.Version, w.Volume, w.Queues, w.State})
-	require.Equal(t, []any{"replica", "serve"}, []any{workers[1].ID, workers[1].Mode})
+	require.Equal(t, []any{"replica", "serve", "running"}, []any{workers[1].ID, workers[1].Mode, workers[1].State})
+	require.Zero(t, b.count(t, `SELECT count(*) FROM medianest.worker WHERE held <> '{}' OR started_at < now() - interval '30 min'`))
 	require.InDelta(t, 25, workers[1].ExpiresAt.Sub(workers[1].RenewedAt).Seconds(), 0.001)
 
 	require.NoError(t, serve.Stop(t.Context()))
 	<-serve.Stopped()
 	require.NoError(t, b.Stop(t.Context()))
-	require.Zero(t, b.count(t, `SELECT count(*) FROM medianest.worker`))
+	require.Equal(t, 2, b.count(t, `SELECT count(*) FROM medianest.worker WHERE gone_at IS NOT NULL`))
 	require.Equal(t, []string{
 		"worker.joined " + t.Name(), "worker.left " + t.Name(), "worker.joined " + t.Name(), "worker.joined replica",
 		"worker.left replica", "worker.left " + t.Name(),
@@ -482,14 +486,16 @@ func TestRowThatWasTakenAway(t *testing.T) {
 func TestJobThatCompletedItselfIsNotTakenAway(t *testing.T) {
 	t.Parallel()
 
-	begun, finish := make(chan error, 1), make(chan struct{})
+	begun, finished := make(chan error, 1), make(chan struct{})
+	finish := sync.OnceFunc(func() { close(finished) })
+	defer finish() // a job that never ends would keep the client from stopping
 	var b *bundle
 	b = setup(t, func(ctx context.Context, job *river.Job[synthetic]) error {
 		begun <- pgx.BeginFunc(ctx, b.owner, func(tx pgx.Tx) error {
 			_, err := river.JobCompleteTx[*riverpgxv5.Driver](ctx, tx, job)
 			return err
 		})
-		<-finish
+		<-finished
 		return context.Cause(ctx)
 	}, named("tidy"))
 	b.insert(t, river.InsertOpts{}, synthetic{})
@@ -498,7 +504,7 @@ func TestJobThatCompletedItselfIsNotTakenAway(t *testing.T) {
 	require.Eventually(t, func() bool {
 		return b.count(t, `SELECT count(*) FROM medianest.worker WHERE cardinality(held) = 1`) == 1
 	}, 30*time.Second, 10*time.Millisecond)
-	close(finish)
+	finish()
 	require.NoError(t, b.Stop(t.Context()))
 	require.Equal(t, "completed", b.logs.find("job ended")[0].attrs["outcome"])
 }
@@ -548,13 +554,29 @@ func TestDrain(t *testing.T) {
 	}
 	require.Empty(t, begun)
 	require.Equal(t, map[string]float64{"work drained": 1}, gather(t, registry, "medianest_workers"))
-	// It stays drained when it was taken for lost meanwhile.
-	b.exec(t, `DELETE FROM medianest.worker`)
-	require.Eventually(t, func() bool {
-		return b.count(t, `SELECT count(*) FROM medianest.worker WHERE drained_at IS NOT NULL`) == 1
-	}, 30*time.Second, 10*time.Millisecond)
+	// It stays drained when it was taken for lost meanwhile, or its row is gone.
+	for _, sql := range []string{`UPDATE medianest.worker SET expires_at = now(), gone_at = now()`, `DELETE FROM medianest.worker`} {
+		b.exec(t, sql)
+		require.Eventually(t, func() bool {
+			return b.count(t, `SELECT count(*) FROM medianest.worker WHERE drained_at IS NOT NULL AND gone_at IS NULL`) == 1
+		}, 30*time.Second, 10*time.Millisecond)
+	}
 
 	require.NoError(t, b.Stop(t.Context()))
-	require.Zero(t, b.count(t, `SELECT count(*) FROM medianest.worker`))
+	require.Zero(t, b.count(t, `SELECT count(*) FROM medianest.worker WHERE gone_at IS NULL`))
 	require.Equal(t, rivertype.JobStateAvailable, b.job(t, ids[0]).State)
+}
+
+// A drain that was accepted is done, also if the worker was taken for lost before it knew.
+func TestDrainOutlivesALoss(t *testing.T) {
+	t.Parallel()
+
+	b := setup(t, func(context.Context, *river.Job[synthetic]) error { return nil }, named("drained"))
+	b.exec(t, `UPDATE medianest.worker SET drain_asked_at = now(), expires_at = now(), gone_at = now()`)
+	select {
+	case <-b.Drained():
+	case <-time.After(30 * time.Second):
+		t.Fatal("the drain is forgotten")
+	}
+	require.Equal(t, []string{"worker.joined drained", "worker.lost drained", "worker.joined drained"}, b.topics(t))
 }
