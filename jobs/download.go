@@ -127,7 +127,8 @@ func (a *attempt) conclude(ctx context.Context, verdict error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	if err := a.store.SaveFailure(ctx, a.job.Args.ContentID, failure.Describe()); err != nil && !errors.Is(err, store.ErrNotFound) {
+	err := a.store.SaveFailure(ctx, a.job.Args.ContentID, a.fetch.Generation, failure.Describe())
+	if err != nil && !errors.Is(err, store.ErrSuperseded) {
 		a.log.WarnContext(ctx, "failure's detail not kept", "err", err)
 	}
 }

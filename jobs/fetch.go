@@ -63,7 +63,7 @@ func (a *attempt) probe(ctx context.Context, session *egress.Session) (ytdlp.Pro
 	if result.Info == nil {
 		result.Info = json.RawMessage(`{}`)
 	}
-	return probe, patiently(ctx, func() error { return a.store.SaveProbe(ctx, content.ID, result) })
+	return probe, patiently(ctx, func() error { return a.store.SaveProbe(ctx, content.ID, a.fetch.Generation, result) })
 }
 
 // knownProbe is the content's stored probe if it is of a film and fresh.

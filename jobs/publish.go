@@ -147,7 +147,7 @@ func persist(name string) error {
 }
 
 // takeBack removes from the library what was placed in a transaction that was not committed after all. Where that
-// cannot be found out, the files stay: the next attempt takes them over.
+// cannot be found out, or the next attempt has begun, the files stay: it takes them over.
 func (a *attempt) takeBack(ctx context.Context) {
 	if len(a.placed) == 0 {
 		return
@@ -156,8 +156,7 @@ func (a *attempt) takeBack(ctx context.Context) {
 	defer cancel()
 	// A commit may be under way although its answer was not waited for. Writing the row that the transaction has locked
 	// waits for the end of it, whichever way.
-	content := a.fetch.Content.ID
-	if err := a.store.SaveFailure(ctx, content, ""); err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err := a.store.SaveFailure(ctx, a.fetch.Content.ID, a.fetch.Generation, ""); err != nil {
 		a.log.WarnContext(ctx, "files left in the library", "err", err)
 		return
 	}

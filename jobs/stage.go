@@ -44,7 +44,7 @@ func (a *attempt) leave(ctx context.Context, verdict error) {
 	if errors.Is(verdict, store.ErrSuperseded) {
 		return // where the content is staged is for others to say
 	}
-	if err := a.store.ForgetStaged(ctx, content); err != nil {
+	if err := a.store.ForgetStaged(ctx, content, generation); err != nil {
 		a.log.WarnContext(ctx, "staging folder not forgotten", "err", err)
 	}
 }

@@ -228,11 +228,11 @@ func namesIn(t *testing.T, dir string) []string {
 	return names
 }
 
-// Two volumes: what is begun on one is left to its workers for a while.
+// Two volumes: what is begun on one is left to its workers for a while, also while there are none.
 func TestVolumeAffinity(t *testing.T) {
 	t.Parallel()
 
-	// begin fetches half of a film on the first volume, which a worker goes on to see that does not work the queue.
+	// begin fetches half of a film on the first volume, whose only worker stops then.
 	begin := func(t *testing.T) *split {
 		t.Helper()
 		s := &split{fake: newFake(t), found: make(chan []string, 8), goOn: make(chan struct{})}
@@ -250,9 +250,6 @@ func TestVolumeAffinity(t *testing.T) {
 		s.bundle = setup(t, with(s.fake))
 		s.d = s.wish(t, s.user(t, "anna"), "/plain.mp4")
 		require.Empty(t, <-s.found)
-		s.another(t, s.root, "bystander", func(_ *jobs.Deps, options *queue.Options, _ *ytdlp.Options) {
-			delete(options.Queues, jobs.QueueDownload)
-		})
 		stop(t, s.queue)
 		return s
 	}
@@ -301,18 +298,5 @@ func TestVolumeAffinity(t *testing.T) {
 		d := w.wait(t, w.d.ID)
 		require.Equal(t, store.StateCompleted, d.State, d.FailureDetail)
 		require.FileExists(t, filepath.Join(root, d.Files[0].Path))
-	})
-
-	t.Run("BeginsAnewAtOnceWhereNobodySeesTheVolume", func(t *testing.T) {
-		t.Parallel()
-		w := begin(t)
-		_, err := w.owner.Exec(t.Context(), `UPDATE medianest.worker SET drain_asked_at = now() WHERE id = 'bystander'`)
-		require.NoError(t, err)
-		begun := time.Now()
-		w.another(t, t.TempDir(), "other", with(w.fake), waiting(time.Hour))
-		require.Empty(t, <-w.found)
-		close(w.goOn)
-		require.Equal(t, store.StateCompleted, w.wait(t, w.d.ID).State)
-		require.Less(t, time.Since(begun), time.Minute)
 	})
 }

@@ -246,7 +246,7 @@ func TestFailureSaysWhy(t *testing.T) {
 	fail := func(name, state, reason, detail string) store.Download {
 		d := b.create(ada, "https://example.com/"+name)
 		b.setJob(*d.JobID, "running")
-		require.NoError(t, b.worker.SaveFailure(t.Context(), d.ContentID, detail))
+		require.NoError(t, b.worker.SaveFailure(t.Context(), d.ContentID, 0, detail))
 		b.setReason(*d.JobID, reason)
 		b.setJob(*d.JobID, state)
 		return b.requireState(d, store.StateFailed)

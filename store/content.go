@@ -74,8 +74,9 @@ type BeginFetchParams struct {
 //
 // ErrNotFound if the content is gone. ErrSuperseded if the row does not run, or the job goes on as another. ErrOtherJob
 // if another job is at it, which those who followed this one follow now. ErrStagedElsewhere if what has been fetched so
-// far lies on another volume, a worker of which may go on with it: the job should be put off for a moment. That ends
-// when Wait has passed since it was first said, and the fetch begins from nothing.
+// far lies on another volume: the job should be put off for a moment, and is left to the workers of that volume, whether
+// or not there is one now, as one that restarts is back in seconds. That ends when Wait has passed since it was first
+// said, and the fetch begins from nothing.
 func (s *Store) BeginFetch(ctx context.Context, p BeginFetchParams) (Fetch, error) {
 	var (
 		f       Fetch
@@ -137,37 +138,29 @@ func (s *Store) BeginFetch(ctx context.Context, p BeginFetchParams) (Fetch, erro
 	return f, nil
 }
 
-// leaveToVolume reports whether the locked content is left to the workers of the volume that it is staged on: there is
-// one that takes jobs, and the wait for it, which begins with the first such answer, is not over.
+// leaveToVolume reports whether the locked content is left to the workers of the volume that it is staged on: the wait
+// for them, which begins with the first such answer, is not over.
 func leaveToVolume(ctx context.Context, tx pgx.Tx, content lockedContent, wait time.Duration) (bool, error) {
 	tag, err := tx.Exec(ctx, `
 		UPDATE medianest.content AS c
 		SET staged_wait_from = coalesce(c.staged_wait_from, now())
 		WHERE c.id = @id
-			AND coalesce(c.staged_wait_from, now()) > now() - @wait::interval
-			AND EXISTS (
-				SELECT
-				FROM medianest.worker AS w
-				WHERE w.volume = c.staged_on
-					AND w.mode IN ('up', 'work')
-					AND w.expires_at > now()
-					AND w.drain_asked_at IS NULL
-			)`,
+			AND coalesce(c.staged_wait_from, now()) > now() - @wait::interval`,
 		pgx.StrictNamedArgs{"id": content.ID, "wait": wait})
 	if err != nil {
-		return false, fmt.Errorf("look for a worker of volume %q: %w", content.StagedOn, err)
+		return false, fmt.Errorf("wait for volume %q: %w", content.StagedOn, err)
 	}
 	return tag.RowsAffected() == 1, nil
 }
 
-// ForgetStaged says that nothing that has been fetched of the content is kept: any worker may begin anew. A content
-// that is gone is no error.
-func (s *Store) ForgetStaged(ctx context.Context, contentID uuid.UUID) error {
+// ForgetStaged says that nothing that has been fetched of the content is kept: any worker may begin anew. It changes
+// nothing, without an error, where a later fetch has begun or the content is gone.
+func (s *Store) ForgetStaged(ctx context.Context, contentID uuid.UUID, generation int) error {
 	_, err := s.pool.Exec(ctx, `
 		UPDATE medianest.content
 		SET staged_on = '', staged_wait_from = NULL
-		WHERE id = @id AND (staged_on <> '' OR staged_wait_from IS NOT NULL)`,
-		pgx.StrictNamedArgs{"id": contentID})
+		WHERE id = @id AND generation = @generation AND (staged_on <> '' OR staged_wait_from IS NOT NULL)`,
+		pgx.StrictNamedArgs{"id": contentID, "generation": generation})
 	if err != nil {
 		return fmt.Errorf("forget what is staged of content %s: %w", contentID, interpret(err))
 	}
@@ -208,8 +201,9 @@ type ProbeResult struct {
 	Info         json.RawMessage // kept as it is but for what Postgres cannot hold
 }
 
-// SaveProbe keeps what was found out, and names the downloads after it.
-func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, p ProbeResult) error {
+// SaveProbe keeps what was found out, and names the downloads after it. ErrSuperseded if a later fetch than that of the
+// generation has begun, or the content is gone.
+func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, generation int, p ProbeResult) error {
 	info, err := cleanJSON(p.Info)
 	if err != nil {
 		return fmt.Errorf("save probe of content %s: %w", contentID, &InvalidError{Field: "info", Reason: "is not JSON"})
@@ -224,16 +218,17 @@ func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, p ProbeResul
 				is_collection = @is_collection,
 				probe = @probe,
 				probed_at = now()
-			WHERE id = @id`,
+			WHERE id = @id AND generation = @generation`,
 			pgx.StrictNamedArgs{
-				"id": contentID, "extractor": cleanText(p.Extractor, maxTitleBytes), "extractor_id": cleanText(p.ExtractorID, maxTitleBytes),
+				"id": contentID, "generation": generation,
+				"extractor": cleanText(p.Extractor, maxTitleBytes), "extractor_id": cleanText(p.ExtractorID, maxTitleBytes),
 				"title": title, "is_collection": p.IsCollection, "probe": info,
 			})
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 0 {
-			return ErrNotFound
+			return fmt.Errorf("it is not at generation %d: %w", generation, ErrSuperseded)
 		}
 		// The title of what is in the library already stays the one that its file has.
 		_, err = tx.Exec(ctx, `
@@ -258,18 +253,19 @@ func (s *Store) SaveProbe(ctx context.Context, contentID uuid.UUID, p ProbeResul
 }
 
 // SaveFailure keeps why the last attempt failed, in words fit to be shown; the outbox's consumer copies them to the
-// downloads. Empty takes them back.
-func (s *Store) SaveFailure(ctx context.Context, contentID uuid.UUID, detail string) error {
+// downloads. Empty takes them back. ErrSuperseded if a later fetch than that of the generation has begun, or the content
+// is gone.
+func (s *Store) SaveFailure(ctx context.Context, contentID uuid.UUID, generation int, detail string) error {
 	tag, err := s.pool.Exec(ctx, `
 		UPDATE medianest.content
 		SET failure_detail = @detail
-		WHERE id = @id`,
-		pgx.StrictNamedArgs{"id": contentID, "detail": cleanText(detail, maxDetailBytes)})
+		WHERE id = @id AND generation = @generation`,
+		pgx.StrictNamedArgs{"id": contentID, "generation": generation, "detail": cleanText(detail, maxDetailBytes)})
 	if err != nil {
 		return fmt.Errorf("save failure of content %s: %w", contentID, interpret(err))
 	}
 	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("save failure of content %s: %w", contentID, ErrNotFound)
+		return fmt.Errorf("save failure of content %s: it is not at generation %d: %w", contentID, generation, ErrSuperseded)
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ var (
 	// worker did must not be written.
 	ErrSuperseded = errors.New("superseded")
 
-	// ErrStagedElsewhere says that what has been fetched of a content so far lies on another volume, and a worker of
-	// that volume is there to go on with it.
+	// ErrStagedElsewhere says that what has been fetched of a content so far lies on another volume, and that it is
+	// still left to the workers of that volume to go on with it.
 	ErrStagedElsewhere = errors.New("staged on another volume")
 
 	// ErrOtherJob says that another job is at the content: this one has nothing to do and nobody to do it for.

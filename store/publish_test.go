@@ -159,7 +159,7 @@ func TestSaveProbe(t *testing.T) {
 	ann, ben := b.user("ann"), b.user("ben")
 	d := b.create(ann, "https://site.test/a")
 	b.setJob(*d.JobID, "running")
-	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{
+	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, 0, store.ProbeResult{
 		Extractor: "generic\x00", ExtractorID: "42", Title: "Tit\x00le \xff" + strings.Repeat("é", 2000),
 		Info: json.RawMessage(`{"title": "a\u0000b", "half": "\ud800", "pair": "\ud83d\ude00", "path": "C:\\u0000", "n": 12345678901234567890}`),
 	}))
@@ -178,17 +178,17 @@ func TestSaveProbe(t *testing.T) {
 	// Who joins later gets the title at once; who has the file keeps the file's.
 	require.Equal(t, got.Title, b.create(ben, "https://site.test/a").Title)
 	b.setState(d, store.StateCompleted)
-	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{Title: "Another", Info: json.RawMessage(`{}`)}))
+	require.NoError(t, b.worker.SaveProbe(ctx, d.ContentID, 1, store.ProbeResult{Title: "Another", Info: json.RawMessage(`{}`)}))
 	require.Equal(t, got.Title, b.find(d).Title)
 
-	require.ErrorIs(t, b.worker.SaveProbe(ctx, uuid.New(), store.ProbeResult{Info: json.RawMessage(`{}`)}), store.ErrNotFound)
-	require.ErrorIs(t, b.worker.SaveProbe(ctx, d.ContentID, store.ProbeResult{Info: json.RawMessage(`{`)}), store.ErrInvalid)
+	require.ErrorIs(t, b.worker.SaveProbe(ctx, uuid.New(), 1, store.ProbeResult{Info: json.RawMessage(`{}`)}), store.ErrSuperseded)
+	require.ErrorIs(t, b.worker.SaveProbe(ctx, d.ContentID, 1, store.ProbeResult{Info: json.RawMessage(`{`)}), store.ErrInvalid)
 
-	require.NoError(t, b.worker.SaveFailure(ctx, d.ContentID, "It broke.\x00"))
+	require.NoError(t, b.worker.SaveFailure(ctx, d.ContentID, 1, "It broke.\x00"))
 	f, err = b.worker.BeginFetch(ctx, begin(d.ContentID, *d.JobID))
 	require.NoError(t, err)
 	require.Equal(t, "It broke.", f.Content.FailureDetail)
-	require.ErrorIs(t, b.worker.SaveFailure(ctx, uuid.New(), ""), store.ErrNotFound)
+	require.ErrorIs(t, b.worker.SaveFailure(ctx, uuid.New(), 1, ""), store.ErrSuperseded)
 }
 
 func TestPublish(t *testing.T) {

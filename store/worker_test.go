@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"context"
+	"encoding/json"
 	"testing"
 	"time"
 
@@ -138,7 +140,7 @@ func TestEventsOfWorkers(t *testing.T) {
 	require.Nil(t, events[0].Worker)
 }
 
-// What was begun on a volume is left for a while to the workers that see it.
+// What was begun on a volume is left for a while to the workers that see it, whether or not there is one now.
 func TestBeginFetchOfWhatIsStagedElsewhere(t *testing.T) {
 	t.Parallel()
 	const wait = time.Minute
@@ -165,8 +167,6 @@ func TestBeginFetchOfWhatIsStagedElsewhere(t *testing.T) {
 		_, err := begin("b", wait)
 		require.ErrorIs(t, err, store.ErrStagedElsewhere)
 	}
-	b.joinWorker("wa", "work", "a")
-	b.joinWorker("wb", "work", "b")
 	begun("a", "", 1)
 	begun("a", "", 2)
 
@@ -181,32 +181,25 @@ func TestBeginFetchOfWhatIsStagedElsewhere(t *testing.T) {
 	begun("b", "a", 4)
 }
 
-// A content is left to no worker that is not going to take it.
-func TestBeginFetchOfWhatNobodyGoesOnWith(t *testing.T) {
+// A content is left to a volume if there is something to go on with there, and somebody who wishes for it.
+func TestBeginFetchOnAnotherVolume(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		sql    string
 		volume string
 		leftOn string
 	}{
-		"ItsWorkerIsThere":       {`SELECT`, "b", "wait"},
-		"ItsWorkerIsUp":          {`UPDATE medianest.worker SET mode = 'up'`, "b", "wait"},
-		"ItsWorkerIsLost":        {`UPDATE medianest.worker SET expires_at = now()`, "b", "a"},
-		"ItsWorkerLeft":          {`DELETE FROM medianest.worker WHERE id = 'wa'`, "b", "a"},
-		"ItsWorkerDrains":        {`UPDATE medianest.worker SET drain_asked_at = now()`, "b", "a"},
-		"ItsWorkerOnlyServes":    {`UPDATE medianest.worker SET mode = 'serve'`, "b", "a"},
-		"NoVolumeIsSeen":         {`SELECT`, "", "wait"},
-		"NobodyWishesForIt":      {`UPDATE medianest.downloads SET cancelled_at = now()`, "b", ""},
-		"NothingIsStaged":        {`UPDATE medianest.content SET staged_on = ''`, "b", ""},
-		"ItIsTheVolumeItself":    {`SELECT`, "a", ""},
-		"AnotherContentIsStaged": {`UPDATE medianest.content SET staged_on = 'c'`, "b", "c"},
+		"AnotherVolume":       {`SELECT`, "b", "wait"},
+		"NoVolumeIsSeen":      {`SELECT`, "", "wait"},
+		"NobodyWishesForIt":   {`UPDATE medianest.downloads SET cancelled_at = now()`, "b", ""},
+		"NothingIsStaged":     {`UPDATE medianest.content SET staged_on = ''`, "b", ""},
+		"ItIsTheVolumeItself": {`SELECT`, "a", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			d := b.create(b.user("ann"), "https://site.test/a")
 			b.setJob(*d.JobID, "running")
-			b.joinWorker("wa", "work", "a")
 			b.exec(`UPDATE medianest.content SET staged_on = 'a'`)
 			b.exec(c.sql)
 			p := store.BeginFetchParams{ContentID: d.ContentID, Row: rowOf(d), Volume: c.volume, Wait: time.Minute}
@@ -251,7 +244,60 @@ func TestStagedIsForgotten(t *testing.T) {
 	require.Zero(t, staged(list))
 	given := started("https://site.test/b")
 	b.exec(`UPDATE medianest.content SET staged_wait_from = now()`)
-	require.NoError(t, b.worker.ForgetStaged(ctx, given.ContentID))
+	require.NoError(t, b.worker.ForgetStaged(ctx, given.ContentID, 1))
 	require.Zero(t, staged(given))
-	require.NoError(t, b.worker.ForgetStaged(ctx, uuid.New()))
+	require.NoError(t, b.worker.ForgetStaged(ctx, uuid.New(), 1))
+}
+
+// What a worker still writes of its fetch when another has begun has no effect, however late it arrives: also when it
+// waits for the other's beginning.
+func TestLateWritesOfAFetch(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]struct {
+		write func(s *store.Store, content uuid.UUID) error
+		want  error
+	}{
+		"SaveProbe": {func(s *store.Store, content uuid.UUID) error {
+			return s.SaveProbe(context.Background(), content, 1, store.ProbeResult{Title: "late", Info: json.RawMessage(`{}`)})
+		}, store.ErrSuperseded},
+		"SaveFailure": {func(s *store.Store, content uuid.UUID) error {
+			return s.SaveFailure(context.Background(), content, 1, "late")
+		}, store.ErrSuperseded},
+		"ForgetStaged": {func(s *store.Store, content uuid.UUID) error {
+			return s.ForgetStaged(context.Background(), content, 1)
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			ctx := t.Context()
+			d := b.create(b.user("ann"), "https://site.test/a")
+			b.setJob(*d.JobID, "running")
+			_, err := b.worker.BeginFetch(ctx, begin(d.ContentID, *d.JobID))
+			require.NoError(t, err)
+			successor := b.reclaim(*d.JobID)
+			b.setJob(int64(successor), "running")
+
+			// One that is on its way when the successor begins, and one that comes later.
+			tx, err := b.pool.Begin(ctx)
+			require.NoError(t, err)
+			_, err = tx.Exec(ctx, `SELECT FROM medianest.content FOR UPDATE`)
+			require.NoError(t, err)
+			done := make(chan error, 1)
+			go func() { done <- late.write(b.worker, d.ContentID) }()
+			require.Eventually(t, func() bool {
+				return b.holds(`SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`)
+			}, 10*time.Second, time.Millisecond)
+			_, err = tx.Exec(ctx, `UPDATE medianest.content SET generation = generation + 1, staged_on = 'successor'`)
+			require.NoError(t, err)
+			require.NoError(t, tx.Commit(ctx))
+			require.ErrorIs(t, <-done, late.want)
+			require.ErrorIs(t, late.write(b.worker, d.ContentID), late.want)
+			require.Equal(t, 1, b.count(`
+				SELECT count(*)
+				FROM medianest.content
+				WHERE title = '' AND probe IS NULL AND failure_detail = '' AND staged_on = 'successor'`))
+			require.Empty(t, b.find(d).Title)
+		})
+	}
 }
