@@ -101,6 +101,7 @@ $$;
 DROP TABLE medianest.worker;
 DROP TABLE medianest.job_map;
 DROP FUNCTION medianest.on_worker_insert();
+DROP FUNCTION medianest.on_worker_update();
 DROP FUNCTION medianest.on_worker_delete();
 DROP FUNCTION medianest.public_id(bigint, jsonb);
 ALTER TABLE medianest.content DROP COLUMN staged_on, DROP COLUMN staged_wait_from;

@@ -1,7 +1,9 @@
 -- Presence of processes, and jobs that outlive their worker: a job that lost its worker goes on as another row of
 -- river_job, under the id that its first row had.
 
--- The processes that serve or work, each renewing its row; one that has not by expires_at is lost.
+-- The processes that serve or work, each renewing its row; one that has not by expires_at is lost. A row outlives its
+-- process for a day, and for as long as jobs are running in its name: the jobs of a process are taken from it only if it is
+-- known to be gone. Of one that has no row nothing is known: it may be at work and of a version without presence.
 CREATE TABLE medianest.worker (
     id text PRIMARY KEY,                   -- River client id
     mode text NOT NULL,                    -- up, serve, work
@@ -15,7 +17,8 @@ CREATE TABLE medianest.worker (
     renewed_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
     drain_asked_at timestamptz,
-    drained_at timestamptz
+    drained_at timestamptz,
+    gone_at timestamptz                    -- when it left or was found lost; NULL: present
 );
 
 -- The row that stands for a job now, for the few jobs that lost a worker; a job that is not here is its own row.
@@ -145,7 +148,27 @@ AS $$
 BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, worker)
     SELECT 'worker.joined', '', '', jsonb_build_object('id', n.id, 'mode', n.mode, 'host', n.host)
-    FROM new_rows n;
+    FROM new_rows n
+    WHERE n.gone_at IS NULL;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION medianest.on_worker_update() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+BEGIN
+    INSERT INTO medianest.event (topic, state, previous_state, worker)
+    SELECT
+        CASE
+            WHEN n.gone_at IS NULL THEN 'worker.joined'
+            WHEN n.expires_at <= now() THEN 'worker.lost'
+            ELSE 'worker.left'
+        END,
+        '', '', jsonb_build_object('id', n.id, 'mode', n.mode, 'host', n.host)
+    FROM new_rows n
+    JOIN old_rows o ON o.id = n.id
+    WHERE (o.gone_at IS NULL) <> (n.gone_at IS NULL);
     RETURN NULL;
 END
 $$;
@@ -157,18 +180,20 @@ BEGIN
     INSERT INTO medianest.event (topic, state, previous_state, worker)
     SELECT CASE WHEN o.expires_at <= now() THEN 'worker.lost' ELSE 'worker.left' END, '', '',
         jsonb_build_object('id', o.id, 'mode', o.mode, 'host', o.host)
-    FROM old_rows o;
+    FROM old_rows o
+    WHERE o.gone_at IS NULL;
     RETURN NULL;
 END
 $$;
 
 CREATE TRIGGER medianest_insert AFTER INSERT ON medianest.worker
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION medianest.on_worker_insert();
+CREATE TRIGGER medianest_update AFTER UPDATE ON medianest.worker
+    REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION medianest.on_worker_update();
 CREATE TRIGGER medianest_delete AFTER DELETE ON medianest.worker
     REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION medianest.on_worker_delete();
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON medianest.worker TO medianest_river;
-GRANT SELECT, INSERT, UPDATE ON medianest.job_map TO medianest_river;
+GRANT SELECT, INSERT, UPDATE ON medianest.worker, medianest.job_map TO medianest_river;
 GRANT SELECT ON medianest.worker, medianest.job_map TO medianest_api, medianest_worker;
 GRANT UPDATE (drain_asked_at) ON medianest.worker TO medianest_api;
-GRANT DELETE ON medianest.job_map TO medianest_api, medianest_worker;
+GRANT DELETE ON medianest.worker, medianest.job_map TO medianest_api, medianest_worker;

@@ -9,21 +9,26 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// contentRetention is how long a content that nobody wishes for and that has no file is kept.
-const contentRetention = 24 * time.Hour
+const (
+	// contentRetention is how long a content that nobody wishes for and that has no file is kept.
+	contentRetention = 24 * time.Hour
+
+	// workerRetention is how long it is known of a process that it is gone.
+	workerRetention = 24 * time.Hour
+)
 
 // trimBatch is how many rows a statement of retention looks at or removes: short transactions, no long locks.
 const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, JobMap, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Workers, Contents int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
-// that are gone and whose events are older than eventRetention, where jobs that are gone went on, and contents a day old
-// that nobody needs. It goes through the tables in batches and may be called at any time by any number of processes; once
-// an hour is plenty.
+// that are gone and whose events are older than eventRetention, where jobs that are gone went on, processes that have been
+// gone for a day, and contents a day old that nobody needs. It goes through the large tables in batches and may be called
+// at any time by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
 		t   Trimmed
@@ -37,6 +42,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.JobMap, err = s.trimJobMap(ctx); err != nil {
 		return t, fmt.Errorf("trim job map: %w", interpret(err))
+	}
+	if t.Workers, err = s.trimWorkers(ctx); err != nil {
+		return t, fmt.Errorf("trim workers: %w", interpret(err))
 	}
 	if t.Contents, err = s.trimContents(ctx); err != nil {
 		return t, fmt.Errorf("trim contents: %w", interpret(err))
@@ -124,6 +132,20 @@ func (s *Store) trimJobMap(ctx context.Context) (total int64, err error) {
 			return total, err
 		}
 	}
+}
+
+// trimWorkers leaves those in whose name jobs are still running: only of who is known to be gone are they taken.
+func (s *Store) trimWorkers(ctx context.Context) (int64, error) {
+	tag, err := s.pool.Exec(ctx, `
+		DELETE FROM medianest.worker AS w
+		WHERE w.gone_at < now() - @age::interval
+			AND NOT EXISTS (
+				SELECT
+				FROM river.river_job AS j
+				WHERE j.state = 'running' AND j.attempted_by[array_upper(j.attempted_by, 1)] = w.id
+			)`,
+		pgx.StrictNamedArgs{"age": workerRetention})
+	return tag.RowsAffected(), err
 }
 
 // trimContents walks the table by id, which is by age.

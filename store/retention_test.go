@@ -85,3 +85,41 @@ func TestTrimDomainWhileWished(t *testing.T) {
 		b.exec(`DELETE FROM medianest.content`)
 	}
 }
+
+// It is known of a process for a day that it is gone, and for as long as jobs run in its name.
+func TestTrimWorkers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ctx := t.Context()
+	d := b.create(b.user("ann"), "https://site.test/a")
+	for _, id := range []string{"present", "gone", "lately", "named"} {
+		b.joinWorker(id, "work", "vol")
+	}
+	b.exec(`UPDATE medianest.worker SET gone_at = now() - interval '25 h' WHERE id IN ('gone', 'named')`)
+	b.exec(`UPDATE medianest.worker SET gone_at = now() - interval '23 h' WHERE id = 'lately'`)
+	b.exec(`UPDATE medianest.worker SET expires_at = now() - interval '25 h' WHERE id = 'present'`)
+	b.exec(`UPDATE river.river_job SET attempted_by = '{gone,named}' WHERE id = $1`, *d.JobID)
+	b.setJob(*d.JobID, "running")
+	left := func() (ids []string) {
+		require.NoError(t, b.pool.QueryRow(ctx, `SELECT array_agg(id ORDER BY id) FROM medianest.worker`).Scan(&ids))
+		return ids
+	}
+	for _, step := range []struct {
+		by      *store.Store
+		trimmed int64
+		left    []string
+	}{
+		{b.worker, 1, []string{"lately", "named", "present"}},
+		{b.api, 0, []string{"lately", "named", "present"}},
+	} {
+		trimmed, err := step.by.TrimDomain(ctx, time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, store.Trimmed{Workers: step.trimmed}, trimmed)
+		require.Equal(t, step.left, left())
+	}
+	b.setJob(*d.JobID, "completed")
+	trimmed, err := b.worker.TrimDomain(ctx, time.Hour)
+	require.NoError(t, err)
+	require.Equal(t, store.Trimmed{Workers: 1}, trimmed)
+	require.Equal(t, []string{"lately", "present"}, left())
+}

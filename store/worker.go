@@ -40,11 +40,13 @@ const workerColumns = `w.id, w.mode, w.host, w.version, w.volume, w.queues, w.ru
 				ELSE 'running'
 			END AS state`
 
-// ListWorkers returns the processes that have not left, oldest first.
+// ListWorkers returns the processes that are not gone, oldest first. One whose presence has run out is lost; it is gone
+// as soon as another process takes note of that.
 func (s *Store) ListWorkers(ctx context.Context) ([]Worker, error) {
 	rows, err := s.pool.Query(ctx, `
 		SELECT `+workerColumns+`
 		FROM medianest.worker AS w
+		WHERE w.gone_at IS NULL
 		ORDER BY w.started_at, w.id`)
 	if err != nil {
 		return nil, fmt.Errorf("list workers: %w", interpret(err))
@@ -57,13 +59,13 @@ func (s *Store) ListWorkers(ctx context.Context) ([]Worker, error) {
 }
 
 // AskDrain asks a worker to hand its jobs over and take no more; it finds the request with its next renewal. Asking
-// again changes nothing. ErrNotFound if there is no such process, ErrConflict if it works no jobs.
+// again changes nothing. ErrNotFound if there is no such process (any more), ErrConflict if it works no jobs.
 func (s *Store) AskDrain(ctx context.Context, id string) (Worker, error) {
 	rows, err := s.pool.Query(ctx, `
 		WITH asked AS (
 			UPDATE medianest.worker AS w
 			SET drain_asked_at = coalesce(w.drain_asked_at, now())
-			WHERE w.id = @id AND w.mode <> 'serve'
+			WHERE w.id = @id AND w.gone_at IS NULL AND w.mode <> 'serve'
 			RETURNING w.*
 		)
 		SELECT `+workerColumns+`
@@ -71,7 +73,7 @@ func (s *Store) AskDrain(ctx context.Context, id string) (Worker, error) {
 		UNION ALL
 		SELECT `+workerColumns+`
 		FROM medianest.worker AS w
-		WHERE w.id = @id AND w.mode = 'serve'`,
+		WHERE w.id = @id AND w.gone_at IS NULL AND w.mode = 'serve'`,
 		pgx.StrictNamedArgs{"id": id})
 	if err != nil {
 		return Worker{}, fmt.Errorf("drain worker %q: %w", id, interpret(err))

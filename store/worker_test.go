@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,13 @@ func (b *bundle) joinWorker(id, mode, volume string) {
 		VALUES ($1, $2, 'host-' || $1, 'v1', $3,
 			CASE WHEN $2 = 'serve' THEN '{}' ELSE '{"download": 4, "file": 2}' END::jsonb, 3, now() + interval '1 min')
 		ON CONFLICT (id) DO UPDATE
-		SET renewed_at = now(), expires_at = excluded.expires_at`, id, mode, volume)
+		SET renewed_at = now(), expires_at = excluded.expires_at, gone_at = NULL`, id, mode, volume)
+}
+
+// leaveWorker says that a process is gone: lost, if its presence has run out.
+func (b *bundle) leaveWorker(id string) {
+	b.t.Helper()
+	b.execRiver(`UPDATE medianest.worker SET gone_at = now() WHERE id = $1`, id)
 }
 
 func (b *bundle) execRiver(sql string, args ...any) {
@@ -40,6 +47,8 @@ func TestListWorkers(t *testing.T) {
 		b.joinWorker(id, "work", "vol")
 	}
 	b.joinWorker("s1", "serve", "")
+	b.joinWorker("gone", "work", "vol")
+	b.leaveWorker("gone")
 	b.execRiver(`UPDATE medianest.worker SET drain_asked_at = now() WHERE id = 'w2'`)
 	b.execRiver(`UPDATE medianest.worker SET drain_asked_at = now(), drained_at = now() WHERE id = 'w3'`)
 	b.execRiver(`UPDATE medianest.worker SET expires_at = now() - interval '1 s', drain_asked_at = now() WHERE id = 'w4'`)
@@ -96,9 +105,16 @@ func TestAskDrain(t *testing.T) {
 	require.Zero(t, b.count(`SELECT count(*) FROM medianest.worker WHERE id = 's' AND drain_asked_at IS NOT NULL`))
 	_, err = b.api.AskDrain(ctx, "none")
 	require.ErrorIs(t, err, store.ErrNotFound)
+	b.leaveWorker("u")
+	b.leaveWorker("s")
+	for _, id := range []string{"u", "s"} {
+		_, err = b.api.AskDrain(ctx, id)
+		require.ErrorIs(t, err, store.ErrNotFound, "it is gone")
+	}
 }
 
-// A process that joins, renews, leaves, joins and is lost. Users see nothing of it.
+// Processes that join, renew, leave, are lost and come back, several at a time. That one is gone is told once. Users see
+// nothing of it.
 func TestEventsOfWorkers(t *testing.T) {
 	t.Parallel()
 	b := setupFollowed(t)
@@ -107,12 +123,21 @@ func TestEventsOfWorkers(t *testing.T) {
 	for range 3 {
 		b.joinWorker("w", "work", "vol")
 	}
-	b.execRiver(`DELETE FROM medianest.worker`)
+	for range 2 {
+		b.leaveWorker("w")
+	}
 	b.tick()
 	b.joinWorker("w", "work", "vol")
 	b.joinWorker("s", "serve", "")
 	b.execRiver(`UPDATE medianest.worker SET expires_at = now() WHERE id = 'w'`)
-	b.execRiver(`DELETE FROM medianest.worker WHERE id = 'w'`)
+	b.leaveWorker("w")
+	b.joinWorker("w", "work", "vol")
+	b.execRiver(`UPDATE medianest.worker SET expires_at = now()`)
+	b.execRiver(`UPDATE medianest.worker SET gone_at = now()`)
+	b.exec(`DELETE FROM medianest.worker`)
+	// A row that is removed by hand.
+	b.joinWorker("w", "work", "vol")
+	b.exec(`DELETE FROM medianest.worker`)
 	b.followAll()
 
 	var got []string
@@ -124,12 +149,18 @@ func TestEventsOfWorkers(t *testing.T) {
 		require.NotNil(t, e.Worker)
 		got = append(got, e.Topic+" "+e.Worker.ID+" "+e.Worker.Mode+" "+e.Worker.Host)
 	}
+	slices.Sort(got[6:8]) // of one statement
 	require.Equal(t, []string{
 		store.TopicWorkerJoined + " w work host-w",
 		store.TopicWorkerLeft + " w work host-w",
 		store.TopicWorkerJoined + " w work host-w",
 		store.TopicWorkerJoined + " s serve host-s",
 		store.TopicWorkerLost + " w work host-w",
+		store.TopicWorkerJoined + " w work host-w",
+		store.TopicWorkerLost + " s serve host-s",
+		store.TopicWorkerLost + " w work host-w",
+		store.TopicWorkerJoined + " w work host-w",
+		store.TopicWorkerLeft + " w work host-w",
 	}, got)
 	require.Empty(t, b.events(store.EventQuery{After: start.End(), ToTick: b.head().Newest, UserID: &ann.ID}))
 	d := b.create(ann, "https://site.test/a")

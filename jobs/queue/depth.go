@@ -181,6 +181,7 @@ const workersSQL = `
 			ELSE 'running'
 		END AS state
 		FROM medianest.worker
+		WHERE gone_at IS NULL
 	) AS w
 	GROUP BY mode, state`
 

@@ -4,6 +4,7 @@ package queue
 const (
 	DepthSQL      = depthSQL
 	ReclaimSQL    = reclaimSQL
+	PlanSQL       = planSQL
 	LookSQL       = lookSQL
 	GiveBackSQL   = giveBackSQL
 	NotifyWindow  = notifyWindow

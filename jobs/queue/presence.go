@@ -198,13 +198,25 @@ func (p *presence) overdue(now time.Duration) bool {
 	return !p.Alone && p.renewed > 0 && now-p.renewed > p.fenceAfter()
 }
 
+// succeedSQL says that an earlier process of the same id is gone, if there was one, and forgets what was asked of it.
+const succeedSQL = `
+	UPDATE medianest.worker
+	SET gone_at = coalesce(gone_at, now()), held = '{}', running = 0, drain_asked_at = NULL, drained_at = NULL
+	WHERE id = $1`
+
+// leaveSQL says that this process is gone: jobs that still run in its name are nobody's.
+const leaveSQL = `
+	UPDATE medianest.worker
+	SET gone_at = now(), held = '{}', running = 0
+	WHERE id = $1 AND gone_at IS NULL`
+
 // join makes this process known, with a row that says nothing of an earlier process of the same id.
 func (p *presence) join(ctx context.Context) error {
 	now := sinceBoot()
 	p.mu.Lock()
 	p.joined, p.renewed, p.steady = now, now, now
 	p.mu.Unlock()
-	if _, err := p.pool.Exec(ctx, `DELETE FROM medianest.worker WHERE id = $1`, p.id); err != nil {
+	if _, err := p.pool.Exec(ctx, succeedSQL, p.id); err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
 	if err := p.renew(ctx); err != nil {
@@ -213,13 +225,13 @@ func (p *presence) join(ctx context.Context) error {
 	return nil
 }
 
-// leave takes the row away: whoever leaves so has no jobs.
+// leave tells the others that this process is gone.
 func (p *presence) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	err := p.giveBack(ctx)
 	if err == nil {
-		_, err = p.pool.Exec(ctx, `DELETE FROM medianest.worker WHERE id = $1`, p.id)
+		_, err = p.pool.Exec(ctx, leaveSQL, p.id)
 	}
 	if err != nil {
 		p.log.WarnContext(ctx, "presence not taken back; others will find this process lost", "client_id", p.id, "err", err)
@@ -466,21 +478,28 @@ func (p *presence) apply(ctx context.Context, held map[int64]*attempt, found fat
 	}
 }
 
-// renewSQL says that this process lives and what it holds, and returns what it must know. The row may have been taken
-// for lost and deleted meanwhile: then it is made again.
+// renewSQL says that this process lives and what it holds, and returns what it must know. It may have been taken for
+// lost meanwhile, or its row removed: then it joins anew. A drain that was asked for stays so.
 const renewSQL = `
 	WITH renewed AS (
 		INSERT INTO medianest.worker AS w (
-			id, mode, host, version, volume, queues, held, running, started_at, expires_at, drain_asked_at, drained_at
+			id, mode, host, version, volume, queues, held, running, started_at, renewed_at, expires_at,
+			drain_asked_at, drained_at
 		)
 		VALUES (
 			@worker, @mode, @host, @version, @volume, @queues, @held, @running, now() - make_interval(secs => @age),
-			now() + make_interval(secs => @ttl), CASE WHEN @drained THEN now() END, CASE WHEN @drained THEN now() END
+			now(), now() + make_interval(secs => @ttl),
+			CASE WHEN @drained THEN now() END, CASE WHEN @drained THEN now() END
 		)
 		ON CONFLICT (id) DO UPDATE
-		SET held = excluded.held, running = excluded.running,
+		SET mode = excluded.mode, host = excluded.host, version = excluded.version,
+			volume = excluded.volume, queues = excluded.queues,
+			held = excluded.held, running = excluded.running,
+			started_at = CASE WHEN w.gone_at IS NULL THEN w.started_at ELSE excluded.started_at END,
 			renewed_at = excluded.renewed_at, expires_at = excluded.expires_at,
-			drained_at = coalesce(w.drained_at, excluded.drained_at)
+			drain_asked_at = coalesce(w.drain_asked_at, excluded.drain_asked_at),
+			drained_at = coalesce(w.drained_at, excluded.drained_at),
+			gone_at = NULL
 		RETURNING w.renewed_at, w.drain_asked_at IS NOT NULL AS drain
 	), fate AS (` + fateSQL + `
 	)
@@ -576,7 +595,7 @@ func (p *presence) settle(ctx context.Context, start time.Duration, now time.Tim
 	if !p.now.IsZero() {
 		skew = now.Sub(p.now) - step
 	}
-	if step > p.maxGap() || skew.Abs() > p.Beat+p.renewTimeout() {
+	if step > p.maxGap() || p.differs(skew) {
 		p.steady = start
 	}
 	p.renewed, p.now = start, now
@@ -592,6 +611,24 @@ func (p *presence) isSteady(now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return now-p.steady >= p.TTL && now-p.renewed <= p.maxGap()
+}
+
+// clockDiffers reports whether the database's clock, which said now at the moment at, was set since the last renewal: then
+// others seem lost who only have not renewed their presence by the new time yet.
+func (p *presence) clockDiffers(at time.Duration, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.differs(now.Sub(p.now) - (at - p.renewed))
+}
+
+// differs tells a step of the database's clock from what an answer may take.
+func (p *presence) differs(skew time.Duration) bool { return skew.Abs() > p.Beat+p.renewTimeout() }
+
+// restartGrace has the others get a whole TTL anew before this process judges them.
+func (p *presence) restartGrace(at time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.steady = max(p.steady, at)
 }
 
 // setDrained notes that there are no jobs here any more, nor will be, and has the database told.

@@ -21,6 +21,10 @@ const (
 	// reclaimBatch bounds a transaction's rows, and with them how long others wait for it.
 	reclaimBatch   = 500
 	reclaimTimeout = 10 * time.Second
+
+	// lossWindow is how soon after a loss the next one must come to count together with it. A job that takes days meets
+	// restarts and outages; one that kills its workers does so again and again.
+	lossWindow = time.Hour
 )
 
 // verdict is what became of a row whose worker was lost, as a metric label.
@@ -33,36 +37,73 @@ const (
 	dropped     verdict = "dropped"     // was superseded already: nobody misses it
 )
 
-// reclaimSQL ends up to @batch running rows that no live worker claims, or those of the process @only, and lets their
-// jobs go on as successors. The row's id is the fencing token: whatever the lost worker still writes meets a final row,
-// while the job's public id stays. A row of a live worker is unclaimed when the worker had it for a TTL at its last
-// renewal without naming it, as when the answer to its fetch was lost.
+// lostSQL finds out who is lost: who has not renewed its presence in time is gone from now on.
+const lostSQL = `
+	UPDATE medianest.worker
+	SET gone_at = now()
+	WHERE gone_at IS NULL AND expires_at <= now()
+	RETURNING id, mode, host`
+
+// lostOwnSQL says the same of the process with the id, whatever it promised.
+const lostOwnSQL = `
+	UPDATE medianest.worker
+	SET gone_at = now(), expires_at = least(expires_at, now())
+	WHERE gone_at IS NULL AND id = $1
+	RETURNING id, mode, host`
+
+// planSQL is for reclaimSQL. Statistics that know of few running rows, or none, would have each of them compared with all
+// that is held.
+const planSQL = `SET LOCAL enable_nestloop = off`
+
+// reclaimSQL ends up to @batch running rows of processes that are gone, or of the process @only, and lets their jobs go on
+// as successors. The row's id is the fencing token: whatever the lost worker still writes meets a final row, while the
+// job's public id stays. A row of a process that is present is unclaimed when it had it for its TTL at its last renewal
+// without naming it, as when the answer to its fetch was lost. Rows of a process that is not known are left alone: it may
+// be one without a presence, and River's rescuer looks after those.
 //
 // A loss costs no attempt: the successor has one less, and the next fetch counts it again. Losses of the same attempt
-// in a row are counted apart.
+// in a row are counted apart, unless the last is long ago.
 const reclaimSQL = `
-	WITH live AS MATERIALIZED (
-		SELECT id, renewed_at, held
-		FROM medianest.worker
-		WHERE expires_at > now()
-	), unclaimed AS (
-		SELECT j.id, j.attempt, j.metadata, j.unique_key,
-			coalesce(j.attempted_by[array_upper(j.attempted_by, 1)], '') AS worker,
+	WITH running AS MATERIALIZED (
+		SELECT j.id, j.attempted_at, j.attempted_by[array_upper(j.attempted_by, 1)] AS worker
+		FROM river.river_job AS j
+		WHERE j.state = 'running'
+	), held AS MATERIALIZED (
+		SELECT w.id AS worker, h.id
+		FROM medianest.worker AS w, unnest(w.held) AS h (id)
+		WHERE w.gone_at IS NULL
+	), unclaimed AS MATERIALIZED (
+		SELECT r.id, r.worker
+		FROM running AS r
+		LEFT JOIN medianest.worker AS w ON w.id = r.worker
+		LEFT JOIN held AS h ON h.id = r.id AND h.worker = r.worker
+		WHERE CASE
+			WHEN @only::text IS NOT NULL THEN r.worker = @only
+			WHEN w.gone_at IS NOT NULL THEN true
+			ELSE h.id IS NULL AND r.attempted_at < w.renewed_at - (w.expires_at - w.renewed_at)
+		END
+		ORDER BY r.id
+		LIMIT @batch
+	), locked AS MATERIALIZED (
+		SELECT j.id, j.attempt, j.metadata, j.unique_key, u.worker,
 			CASE
-				WHEN j.metadata ->> 'lost_attempt' = j.attempt::text AND j.metadata ->> 'losses' ~ '^[0-9]{1,6}$'
-				THEN (j.metadata ->> 'losses')::integer + 1
+				WHEN j.metadata ->> 'lost_attempt' = j.attempt::text
+					AND j.metadata ->> 'losses' ~ '^[0-9]{1,6}$'
+					AND j.metadata ->> 'lost_at' ~ '^[0-9]{1,15}$'
+				THEN CASE
+					WHEN (j.metadata ->> 'lost_at')::bigint > extract(epoch FROM now()) - @window
+					THEN (j.metadata ->> 'losses')::integer + 1
+					ELSE 1
+				END
 				ELSE 1
 			END AS losses
-		FROM river.river_job AS j
-		LEFT JOIN live AS w ON w.id = j.attempted_by[array_upper(j.attempted_by, 1)]
-		WHERE j.state = 'running'
-			AND CASE
-				WHEN @only::text IS NOT NULL THEN j.attempted_by[array_upper(j.attempted_by, 1)] = @only
-				ELSE w.id IS NULL
-					OR j.attempted_at < w.renewed_at - make_interval(secs => @ttl) AND NOT j.id = ANY (w.held)
-			END
+		FROM unclaimed AS u
+		JOIN river.river_job AS j ON j.id = u.id
+		-- By the index, where nested loops are off. The rest is asked again of rows that have changed meanwhile.
+		WHERE j.id = ANY (ARRAY(SELECT id FROM unclaimed))
+			AND j.state = 'running'
+			AND j.attempted_by[array_upper(j.attempted_by, 1)] = u.worker
 		ORDER BY j.id
-		LIMIT @batch
 		FOR UPDATE OF j SKIP LOCKED
 	), judged AS MATERIALIZED (
 		SELECT u.*, CASE WHEN u.verdict = 'resumed' THEN nextval('river.river_job_id_seq') END AS successor
@@ -73,7 +114,7 @@ const reclaimSQL = `
 				WHEN losses >= @max_losses THEN 'quarantined'
 				ELSE 'resumed'
 			END AS verdict
-			FROM unclaimed
+			FROM locked
 		) AS u
 	), ended AS (
 		UPDATE river.river_job AS j
@@ -93,7 +134,7 @@ const reclaimSQL = `
 			-- The successor is the unique one now, also if somebody makes this row available again.
 			unique_key = CASE WHEN g.verdict = 'resumed' THEN NULL ELSE j.unique_key END
 		FROM judged AS g
-		WHERE j.id = g.id
+		WHERE j.id = g.id AND j.id = ANY (ARRAY(SELECT id FROM judged))
 		RETURNING j.*, g.successor, g.losses, g.worker, g.verdict, g.unique_key AS only_key
 	), succeeding AS (
 		INSERT INTO river.river_job (
@@ -104,7 +145,8 @@ const reclaimSQL = `
 		SELECT e.successor, e.args, greatest(e.attempt - 1, 0), e.attempted_at, e.attempted_by, e.created_at,
 			e.errors, e.kind, e.max_attempts,
 			e.metadata - '{superseded_by,cancel_attempted_at,reason,reason_attempt}'::text[] || jsonb_build_object(
-				'public_id', medianest.public_id(e.id, e.metadata)::text, 'losses', e.losses, 'lost_attempt', e.attempt),
+				'public_id', medianest.public_id(e.id, e.metadata)::text, 'losses', e.losses,
+				'lost_attempt', e.attempt, 'lost_at', extract(epoch FROM now())::bigint),
 			e.priority, e.queue, 'available', least(e.scheduled_at, now()), e.tags, e.only_key, e.unique_states
 		FROM ended AS e
 		WHERE e.verdict = 'resumed'
@@ -126,7 +168,7 @@ type reclaimed struct {
 	Verdict  verdict
 }
 
-// lostWorker is a process whose presence was taken away.
+// lostWorker is a process that was found lost.
 type lostWorker struct {
 	ID   string
 	Mode string
@@ -154,7 +196,7 @@ func (p *presence) reclaimLost(ctx context.Context) {
 	}
 }
 
-// reclaim has a batch of jobs whose worker was lost go on, and takes the presence of lost workers away. With own, it
+// reclaim takes note of who is lost, and has a batch of the jobs go on whose worker is gone. With own, it
 // takes this process' own id for that of a predecessor that is lost, and looks at nobody else.
 func (p *presence) reclaim(ctx context.Context, own bool) (int, error) {
 	ctx, stop := context.WithTimeoutCause(ctx, reclaimTimeout, errTooLong)
@@ -178,43 +220,57 @@ func (p *presence) reclaim(ctx context.Context, own bool) (int, error) {
 	return len(jobs), nil
 }
 
-// reclaimOthers leaves it to another process if one is at it.
+// reclaimOthers leaves it to another process if one is at it. Who is lost is a matter of the database's clock: if that was
+// set, or this process would be lost itself, nobody is judged before all have had the time to renew their presence.
 func (p *presence) reclaimOthers(ctx context.Context, tx pgx.Tx) ([]reclaimed, []lostWorker, error) {
-	var mine bool
-	err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(reclaimLock)).Scan(&mine)
+	var (
+		at            = sinceBoot()
+		now           time.Time
+		mine, present bool
+	)
+	err := tx.QueryRow(ctx, `
+		SELECT now(), pg_try_advisory_xact_lock($1),
+			EXISTS (SELECT FROM medianest.worker WHERE id = $2 AND gone_at IS NULL AND expires_at > now())`,
+		int64(reclaimLock), p.id).Scan(&now, &mine, &present)
 	if err != nil || !mine {
 		return nil, nil, err
 	}
-	// The transaction's beginning may have been on its way through an outage: then its now() is of a moment when everybody
-	// seems lost, and what was found before it was sent holds no more.
-	if !p.isSteady(sinceBoot()) {
+	astray := !present || p.clockDiffers(at, now)
+	switch {
+	case !p.isSteady(sinceBoot()):
+		// The transaction's beginning may have been on its way through an outage: then its now() is of a moment when
+		// everybody seems lost, and what was found before it was sent holds no more. Or a renewal has just found that the
+		// clock was set, which is why this comes second.
+		return nil, nil, nil
+	case astray:
+		p.log.WarnContext(ctx, "the database's clock was set, or this process seems lost; nobody is judged for a while",
+			"client_id", p.id)
+		p.restartGrace(at)
 		return nil, nil, nil
 	}
-	jobs, err := p.reclaimRows(ctx, tx, nil)
+	lost, err := bury(ctx, tx, lostSQL)
 	if err != nil {
 		return nil, nil, err
 	}
-	lost, err := p.bury(ctx, tx, `DELETE FROM medianest.worker WHERE expires_at <= now() RETURNING id, mode, host`)
+	jobs, err := p.reclaimRows(ctx, tx, nil)
 	return jobs, lost, err
 }
 
 func (p *presence) reclaimOwn(ctx context.Context, tx pgx.Tx) ([]reclaimed, []lostWorker, error) {
+	lost, err := bury(ctx, tx, lostOwnSQL, p.id)
+	if err != nil {
+		return nil, nil, err
+	}
 	jobs, err := p.reclaimRows(ctx, tx, &p.id)
-	if err != nil {
-		return nil, nil, err
-	}
-	// Lost, not left: its row has to have expired.
-	_, err = tx.Exec(ctx, `UPDATE medianest.worker SET expires_at = least(expires_at, now()) WHERE id = $1`, p.id)
-	if err != nil {
-		return nil, nil, err
-	}
-	lost, err := p.bury(ctx, tx, `DELETE FROM medianest.worker WHERE id = $1 RETURNING id, mode, host`, p.id)
 	return jobs, lost, err
 }
 
 func (p *presence) reclaimRows(ctx context.Context, tx pgx.Tx, only *string) ([]reclaimed, error) {
+	if _, err := tx.Exec(ctx, planSQL); err != nil {
+		return nil, err
+	}
 	rows, err := tx.Query(ctx, reclaimSQL, pgx.StrictNamedArgs{
-		"only": only, "ttl": p.TTL.Seconds(), "batch": reclaimBatch, "max_losses": p.MaxLosses,
+		"only": only, "batch": reclaimBatch, "max_losses": p.MaxLosses, "window": lossWindow.Seconds(),
 		"poison_pill": string(reason.PoisonPill),
 		"quarantined": string(reason.PoisonPill) + ": " + reason.PoisonPill.Sentence(),
 	})
@@ -224,7 +280,7 @@ func (p *presence) reclaimRows(ctx context.Context, tx pgx.Tx, only *string) ([]
 	return pgx.CollectRows(rows, pgx.RowToStructByName[reclaimed])
 }
 
-func (p *presence) bury(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]lostWorker, error) {
+func bury(ctx context.Context, tx pgx.Tx, sql string, args ...any) ([]lostWorker, error) {
 	rows, err := tx.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err

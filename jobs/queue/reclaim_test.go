@@ -85,8 +85,10 @@ func TestTakeBack(t *testing.T) {
 		INSERT INTO medianest.worker (id, mode, host, version, expires_at)
 		VALUES ($1, 'up', 'here', 'v1', now() + interval '20 s'), ('somebody', 'work', 'there', 'v1', now() + interval '20 s')`, t.Name())
 
-	ids := b.insert(t, river.InsertOpts{MaxAttempts: 3, Priority: 2, Tags: []string{"kept"}}, make([]synthetic, 8)...)
-	fresh, last, cancelled, others, waiting, often, again, retried := ids[0], ids[1], ids[2], ids[3], ids[4], ids[5], ids[6], ids[7]
+	ids := b.insert(t, river.InsertOpts{MaxAttempts: 3, Priority: 2, Tags: []string{"kept"}}, make([]synthetic, 9)...)
+	fresh, last, cancelled, others, waiting, often := ids[0], ids[1], ids[2], ids[3], ids[4], ids[5]
+	again, retried, seldom := ids[6], ids[7], ids[8]
+	ago := func(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
 	b.run(t, fresh, 1, "somebody", t.Name())
 	b.note(t, fresh, `{"checkpoint": 7, "reason": "disk_full", "reason_attempt": "1"}`)
 	b.exec(t, `UPDATE river.river_job SET unique_key = 'key', unique_states = B'11111111' WHERE id = $1`, fresh)
@@ -95,16 +97,18 @@ func TestTakeBack(t *testing.T) {
 	b.note(t, cancelled, `{"cancel_attempted_at": "2026-01-01T00:00:00Z"}`)
 	b.run(t, others, 1, t.Name(), "somebody")
 	b.run(t, often, 2, t.Name())
-	b.note(t, often, `{"losses": 4, "lost_attempt": 2}`)
+	b.note(t, often, fmt.Sprintf(`{"losses": 4, "lost_attempt": 2, "lost_at": %d}`, ago(50*time.Minute)))
 	b.run(t, again, 2, t.Name())
-	b.note(t, again, `{"losses": 4, "lost_attempt": 1}`) // of another attempt
+	b.note(t, again, fmt.Sprintf(`{"losses": 4, "lost_attempt": 1, "lost_at": %d}`, ago(time.Minute))) // of another attempt
+	b.run(t, seldom, 2, t.Name())
+	b.note(t, seldom, fmt.Sprintf(`{"losses": 4, "lost_attempt": 2, "lost_at": %d}`, ago(70*time.Minute)))
 	b.run(t, retried, 1, t.Name())
 	b.note(t, retried, `{"superseded_by": "1"}`) // made available by hand, and fetched
 
 	before := b.job(t, fresh)
 	n, err := b.TakeBack(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, 6, n)
+	require.Equal(t, 7, n)
 
 	old, next := b.job(t, fresh), b.current(t, fresh)
 	require.NotEqual(t, old.ID, next.ID)
@@ -116,9 +120,11 @@ func TestTakeBack(t *testing.T) {
 	require.Nil(t, next.FinalizedAt)
 	require.Zero(t, next.Attempt)
 	require.Equal(t, before.UniqueKey, next.UniqueKey)
+	told := metadata(t, next)
+	require.InDelta(t, time.Now().Unix(), told["lost_at"], 60)
 	require.Equal(t, map[string]any{
-		"public_id": strconv.FormatInt(fresh, 10), "losses": 1.0, "lost_attempt": 1.0, "checkpoint": 7.0,
-	}, metadata(t, next))
+		"public_id": strconv.FormatInt(fresh, 10), "losses": 1.0, "lost_attempt": 1.0, "lost_at": told["lost_at"], "checkpoint": 7.0,
+	}, told)
 	require.Len(t, next.Errors, 1)
 	require.Equal(t, "worker_lost: The worker "+t.Name()+" was lost; the job goes on elsewhere.", next.Errors[0].Error)
 	require.Equal(t, 1, next.Errors[0].Attempt)
@@ -139,18 +145,19 @@ func TestTakeBack(t *testing.T) {
 	require.Equal(t, event{"discarded", 2, string(reason.PoisonPill)}, b.events(t, often)[2])
 	require.Equal(t, "poison_pill: "+reason.PoisonPill.Sentence(), b.job(t, often).Errors[0].Error)
 	require.Equal(t, 1.0, metadata(t, b.current(t, again))["losses"])
+	require.Equal(t, 1.0, metadata(t, b.current(t, seldom))["losses"], "the last loss is long ago")
 	require.Equal(t, retried, b.current(t, retried).ID, "a superseded row has no further successor")
 	require.Equal(t, rivertype.JobStateDiscarded, b.job(t, retried).State)
 
 	require.Equal(t, []string{"worker.joined " + t.Name(), "worker.joined somebody", "worker.lost " + t.Name()}, b.topics(t))
-	require.Equal(t, map[string]float64{"resumed": 3, "cancelled": 1, "quarantined": 1, "dropped": 1},
+	require.Equal(t, map[string]float64{"resumed": 4, "cancelled": 1, "quarantined": 1, "dropped": 1},
 		gather(t, registry, "medianest_jobs_reclaimed_total"))
 	lines := b.logs.find("worker lost")
 	require.Len(t, lines, 1)
 	require.Equal(t, slog.LevelWarn, lines[0].level)
-	require.Equal(t, []any{t.Name(), "up", "here", int64(6)},
+	require.Equal(t, []any{t.Name(), "up", "here", int64(7)},
 		[]any{lines[0].attrs["client_id"], lines[0].attrs["mode"], lines[0].attrs["host"], lines[0].attrs["jobs"]})
-	require.Equal(t, []int64{fresh, last, cancelled, often, again, retried}, lines[0].attrs["job_ids"])
+	require.Equal(t, []int64{fresh, last, cancelled, often, again, retried, seldom}, lines[0].attrs["job_ids"])
 
 	// Lost once more, the job is still the one that it was.
 	b.run(t, next.ID, 1, t.Name())
@@ -221,34 +228,130 @@ func TestSupersededRowIsNotWorked(t *testing.T) {
 	require.NoError(t, b.Stop(t.Context()))
 }
 
-// Reading the running rows must not read the others.
+// Jobs are taken from who is known to be gone, and from who has had them for its TTL without naming them: its own TTL,
+// which may be another than that of who looks. Of who has no presence nothing is known.
+func TestWhoseRowsAreReclaimed(t *testing.T) {
+	t.Parallel()
+
+	b := assemble(t, nil, func(o *queue.Options) {
+		named("reclaimer")(o)
+		o.Queues, o.Workers = nil, nil
+	})
+	type row struct {
+		worker  string
+		age     time.Duration
+		taken   bool
+		running int64
+	}
+	rows := []row{
+		{worker: "older-version", age: 2 * time.Hour},
+		{worker: "names-it", age: 2 * time.Hour},
+		{worker: "patient", age: 50 * time.Minute},
+		{worker: "forgot-it", age: 70 * time.Minute, taken: true},
+		{worker: "left", age: time.Minute, taken: true},
+		{worker: "lost", age: time.Minute, taken: true},
+	}
+	ids := b.insert(t, river.InsertOpts{}, make([]synthetic, len(rows))...)
+	for i := range rows {
+		rows[i].running = ids[i]
+		b.run(t, ids[i], 1, rows[i].worker)
+		b.exec(t, `UPDATE river.river_job SET attempted_at = now() - $2::interval WHERE id = $1`, ids[i], rows[i].age)
+	}
+	b.exec(t, `
+		INSERT INTO medianest.worker (id, mode, host, version, held, expires_at)
+		SELECT w, 'work', 'there', 'v1', CASE WHEN w = 'names-it' THEN ARRAY[$1::bigint] ELSE '{}' END, now() + interval '1 h'
+		FROM unnest('{names-it,patient,forgot-it,left,lost}'::text[]) AS w`, rows[1].running)
+	b.exec(t, `UPDATE medianest.worker SET gone_at = now() WHERE id = 'left'`)
+	b.exec(t, `UPDATE medianest.worker SET renewed_at = now() - interval '1 h', expires_at = now() WHERE id = 'lost'`)
+	b.start(t)
+	b.waitCurrent(t, rows[5].running, rivertype.JobStateAvailable) // and with it, all that are taken
+	for _, r := range rows {
+		require.Equal(t, r.taken, b.current(t, r.running).ID != r.running, r.worker)
+	}
+	topics := b.topics(t)
+	require.Equal(t, []string{"worker.joined reclaimer", "worker.lost lost"}, topics[len(topics)-2:])
+	require.Equal(t, 1, b.count(t, `SELECT count(*) FROM medianest.worker WHERE id = 'lost' AND gone_at IS NOT NULL`))
+
+	// Who leaves has no jobs; those that ignored their end are nobody's. Who went without a word is found out.
+	other := assembleAt(t, b.url, nil, func(o *queue.Options) {
+		o.ID, o.Queues, o.Workers = "older-version", nil, nil
+	})
+	require.NoError(t, other.Start(t.Context()))
+	require.NoError(t, other.Stop(t.Context()))
+	b.waitCurrent(t, rows[0].running, rivertype.JobStateAvailable)
+}
+
+// Reclaiming must not read the rows that do not run, and those that do only once, also when the statistics know of none.
 func TestReclaimScansNothing(t *testing.T) {
 	t.Parallel()
 
 	b := assemble(t, nil, func(o *queue.Options) { o.Queues, o.Workers = nil, nil })
+	b.exec(t, `ALTER TABLE river.river_job SET (autovacuum_enabled = off)`)
 	b.exec(t, `
 		INSERT INTO river.river_job (kind, args, queue, state, finalized_at)
 		SELECT 'synthetic', '{}'::jsonb, 'test', 'completed'::river.river_job_state, now() FROM generate_series(1, 20000)
 		UNION ALL
 		SELECT 'synthetic', '{}'::jsonb, 'test', 'available', NULL::timestamptz FROM generate_series(1, 20000)`)
 	b.exec(t, `VACUUM ANALYZE river.river_job`)
-	for name, plan := range map[string]string{
-		"reclaim": b.explain(t, queue.ReclaimSQL, pgx.StrictNamedArgs{
-			"only": nil, "ttl": 25.0, "batch": 500, "max_losses": 5, "poison_pill": "", "quarantined": "",
-		}),
-		"look": b.explain(t, queue.LookSQL, pgx.StrictNamedArgs{"rows": []int64{1, 2, 3}, "worker": "w"}),
-	} {
-		require.NotContains(t, plan, "Seq Scan on river_job", name)
+	const running, workers = 6000, 300
+	b.exec(t, `
+		WITH made AS (
+			INSERT INTO river.river_job (kind, args, queue, state, attempt, attempted_at, attempted_by)
+			SELECT 'synthetic', '{}', 'test', 'running', 1, now() - interval '1 h', ARRAY['worker-' || n % $2::int]
+			FROM generate_series(1, $1::int) AS n
+			RETURNING id, attempted_by[1] AS worker
+		)
+		INSERT INTO medianest.worker (id, mode, host, version, held, expires_at)
+		SELECT worker, 'work', 'host', 'v1', array_agg(id), now() + interval '25 s'
+		FROM made
+		GROUP BY worker`, running, workers)
+	args := func(only any) pgx.StrictNamedArgs {
+		return pgx.StrictNamedArgs{
+			"only": only, "batch": 500, "max_losses": 5, "poison_pill": "", "quarantined": "", "window": 3600.0,
+		}
 	}
+	check := func(name, sql string, args pgx.StrictNamedArgs, bound float64) {
+		t.Helper()
+		plan, read := b.explain(t, sql, args)
+		require.NotRegexp(t, `"Node Type": "Seq Scan",[^}]*"Relation Name": "river_job"`, plan, name)
+		require.LessOrEqual(t, read, bound, "%s: %s", name, plan)
+	}
+	// Each node of a plan counts what it returns and what it throws away: a handful of nodes see all that runs.
+	check("nobody is lost", queue.ReclaimSQL, args(nil), 10*running)
+	check("look", queue.LookSQL, pgx.StrictNamedArgs{"rows": []int64{1, 2, 3}, "worker": "w"}, 100)
+	check("own", queue.ReclaimSQL, args("worker-7"), 10*running)
+	b.exec(t, `UPDATE medianest.worker SET gone_at = now(), expires_at = now()`)
+	check("all are lost", queue.ReclaimSQL, args(nil), 10*running)
 }
 
-func (b *bundle) explain(t *testing.T, sql string, args pgx.StrictNamedArgs) string {
+// explain runs a statement to no effect, and returns its plan and how many rows went through the plan's nodes.
+func (b *bundle) explain(t *testing.T, sql string, args pgx.StrictNamedArgs) (text string, read float64) {
 	t.Helper()
-	rows, err := b.owner.Query(t.Context(), "EXPLAIN "+sql, args)
+	tx, err := b.owner.Begin(t.Context())
 	require.NoError(t, err)
-	plan, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	require.NoError(t, err)
-	return fmt.Sprint(plan)
+	defer func() { require.NoError(t, tx.Rollback(context.Background())) }()
+	if sql == queue.ReclaimSQL {
+		_, err = tx.Exec(t.Context(), queue.PlanSQL)
+		require.NoError(t, err)
+	}
+	require.NoError(t, tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) "+sql, args).Scan(&text))
+	type node map[string]any
+	var walk func(n node)
+	walk = func(n node) {
+		loops, _ := n["Actual Loops"].(float64)
+		for _, key := range []string{"Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter", "Rows Removed by Index Recheck"} {
+			rows, _ := n[key].(float64)
+			read += rows * loops
+		}
+		below, _ := n["Plans"].([]any)
+		for _, p := range below {
+			walk(p.(map[string]any))
+		}
+	}
+	var plans []struct{ Plan node }
+	require.NoError(t, json.Unmarshal([]byte(text), &plans))
+	walk(plans[0].Plan)
+	return text, read
 }
 
 func TestPublicID(t *testing.T) {
