@@ -54,7 +54,8 @@ type Library struct {
 	ffprobe string
 	options Options
 
-	linkFunc func(from, to string) error // root.Link
+	linkFunc  func(from, to string) error // root.Link
+	leaseFunc func(file *os.File) error   // lease
 }
 
 // Open makes the library's folders where they are missing, and tries out whether files can be published in it. Where
@@ -91,7 +92,7 @@ func Open(options Options) (*Library, error) {
 	if l.root, err = os.OpenRoot(l.path); err != nil {
 		return nil, fmt.Errorf("open library: %w", l.explain("open", "", err))
 	}
-	l.linkFunc = l.root.Link
+	l.linkFunc, l.leaseFunc = l.root.Link, lease
 	if err := l.tryOut(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open library: %w", err), l.root.Close())
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,8 +22,13 @@ import (
 	"medianest/jobs/reason"
 )
 
-// abandonedCopy is the age, since the last byte, at which a copy in the making is taken for left behind.
-const abandonedCopy = time.Hour
+const (
+	// abandonedCopy is the age, since the last byte, at which a copy in the making is taken for left behind.
+	abandonedCopy = time.Hour
+	// uncopiedLimit is the age, since the last byte, at which what there is no space to copy is given up. Until then its
+	// last user may end, or somebody make space.
+	uncopiedLimit = 24 * time.Hour
+)
 
 // Names in a content's staging folder: the generation, with a suffix that says what the folder is.
 const (
@@ -37,15 +43,19 @@ const grownSuffix = ".part"
 // themselves, this is how much they are asked for at a time.
 const copyChunk = 64 << 20
 
-// Stage gives one fetch of a content a folder of its own, on the library's file system, and returns its absolute path.
-// Only this user may look into it. Files that an earlier generation has left are in it: resumed tells whether there was
-// one. A folder that was released is taken as it is. Any other is copied, since its worker may only seem to be dead: what
-// that still writes goes into files that nobody will look at. Files that grow are copied after all others, so that
-// none is older than what is written about it elsewhere. Earlier generations' folders are gone afterwards; those of
-// later ones, who have superseded this one, are left alone.
+// Stage gives one fetch of a content a folder of its own, on the library's file system, and returns its absolute
+// path. Only this user may look into it. Files that an earlier generation has left are in it: resumed tells whether
+// there was one, also with an error; it is there for the next try then. Earlier generations' folders are gone
+// afterwards; those of later ones, who have superseded this one, are left alone.
 //
-// Errors are *reason.Error with DiskFull where there is no space. What there was to take over is given up then, so that
-// the next try finds the space.
+// A folder that was released is taken as it is. Of any other the worker may only seem to be dead. Where it was one of
+// this machine, and nobody has the files open, they are moved. Else they are copied: what that worker still writes
+// goes into files that nobody will look at. Files that grow are copied after all others, so that none is older than
+// what is written about it elsewhere.
+//
+// Errors are *reason.Error with DiskFull where there is no space for the copy either. A later try may find the space,
+// or nobody who has the files open. So that the download does not wait for ever, what has not grown for a day is
+// given up instead, and it begins anew.
 func (l *Library) Stage(ctx context.Context, contentID uuid.UUID, generation int) (dir string, resumed bool, err error) {
 	base := path.Join(stagingDir, contentID.String())
 	if err := l.root.MkdirAll(base, 0o700); err != nil {
@@ -66,31 +76,60 @@ func (l *Library) Stage(ctx context.Context, contentID uuid.UUID, generation int
 		return true
 	})
 	if err != nil {
-		return "", false, err
+		return "", len(left) > 0, err
 	}
-	for _, o := range left {
-		err := l.takeOver(ctx, o, own)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // its worker was not dead, and has done away with it
+	if len(left) > 0 {
+		l.removeAll(ctx, left[1:]) // the latest is whole
+		if resumed, err = l.resume(ctx, left[0], own); err != nil {
+			return "", resumed, fmt.Errorf("take over %s: %w", left[0].rel, err)
 		}
-		if failure := reason.Find(err); failure != nil && failure.Reason == reason.DiskFull {
-			l.options.Logger.WarnContext(ctx, "gave up what was fetched: no space to copy it", slog.String("path", o.rel))
-			l.removeAll(ctx, left)
-		}
-		if err != nil {
-			return "", false, fmt.Errorf("take over %s: %w", o.rel, err)
-		}
-		resumed = true
-		break
+		l.removeAll(ctx, left[:1])
 	}
 	if !resumed {
 		// With the content's, which somebody slow may just have found empty and removed.
 		if err := l.root.MkdirAll(own, 0o700); err != nil {
 			return "", false, l.explain("make the folder", own, err)
 		}
+		if err := l.mark(own); err != nil {
+			return "", false, err
+		}
 	}
-	l.removeAll(ctx, left)
 	return filepath.Join(l.path, own), resumed, nil
+}
+
+// resume takes over what an earlier generation has left, unless that is gone or is to be given up.
+func (l *Library) resume(ctx context.Context, o leftover, own string) (resumed bool, err error) {
+	err = l.takeOver(ctx, o, own)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // its worker was not dead, and has done away with it
+	}
+	if failure := reason.Find(err); failure != nil && failure.Reason == reason.DiskFull {
+		rested, restErr := l.rested(o.rel)
+		if restErr == nil && rested > uncopiedLimit {
+			l.options.Logger.WarnContext(ctx, "gave up what was fetched: no space to copy it", slog.String("path", o.rel))
+			return false, nil
+		}
+	}
+	return true, err
+}
+
+// rested is how long nothing has happened in a folder.
+func (l *Library) rested(dir string) (time.Duration, error) {
+	info, err := l.root.Stat(dir)
+	if err != nil {
+		return 0, err
+	}
+	last := info.ModTime()
+	entries, err := l.readDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && info.ModTime().After(last) {
+			last = info.ModTime()
+		}
+	}
+	return time.Since(last), nil
 }
 
 // Release says that nobody writes to the generation's folder any more, and keeps it for the next one. A folder that is
@@ -164,10 +203,23 @@ func (l *Library) removeAll(ctx context.Context, left []leftover) {
 // takeOver makes an earlier generation's folder this one's. errors.Is(err, fs.ErrNotExist) says that it is gone.
 func (l *Library) takeOver(ctx context.Context, o leftover, own string) error {
 	if o.suffix == releasedSuffix {
+		if err := l.mark(o.rel); err != nil {
+			return err
+		}
 		return l.explain("rename", o.rel, l.root.Rename(o.rel, own))
 	}
 	taking := own + takingSuffix
-	err := l.copyDir(ctx, o.rel, taking)
+	moved, err := l.move(o.rel, taking, own)
+	if moved || err != nil {
+		return err
+	}
+	if err := l.checkRoom(o.rel); err != nil {
+		return err
+	}
+	err = l.copyDir(ctx, o.rel, taking)
+	if err == nil {
+		err = l.mark(taking)
+	}
 	if err == nil {
 		err = l.explain("rename", taking, l.root.Rename(taking, own))
 	}
@@ -175,6 +227,34 @@ func (l *Library) takeOver(ctx context.Context, o leftover, own string) error {
 		return errors.Join(err, l.root.RemoveAll(taking))
 	}
 	return nil
+}
+
+// checkRoom fails where there is no space for a copy of a folder, before a copy that is tried again and again takes
+// the space from others each time.
+func (l *Library) checkRoom(rel string) error {
+	dir, err := l.root.Open(rel)
+	if err != nil {
+		return l.explain("open", rel, err)
+	}
+	defer func() { _ = dir.Close() }()
+	if sharesBlocks(dir) {
+		return nil
+	}
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return l.explain("list", rel, err)
+	}
+	var size int64
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
+			size += info.Size()
+		}
+	}
+	available, err := l.Available()
+	if err == nil && size > available {
+		err = l.explain("copy", rel, fmt.Errorf("%d bytes, with space for %d: %w", size, available, syscall.ENOSPC))
+	}
+	return err
 }
 
 // copyDir copies the files of a folder into a new one, and brings them to the disk: whoever goes on with them trusts
@@ -201,7 +281,7 @@ func (l *Library) copyDir(ctx context.Context, from, to string) (err error) {
 		return cmp.Compare(grown(one), grown(other))
 	})
 	for _, e := range entries {
-		if !e.Type().IsRegular() {
+		if !e.Type().IsRegular() || e.Name() == bootFile {
 			continue
 		}
 		if err := copyFile(ctx, source, target, e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {

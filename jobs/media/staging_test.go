@@ -3,11 +3,13 @@ package media
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -43,13 +45,16 @@ func (b *bundle) requireStaged(t *testing.T, dir string, files map[string]string
 	}
 }
 
+// namesIn lists a folder, but for the note of who writes there.
 func namesIn(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		names[i] = e.Name()
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if e.Name() != bootFile {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }
@@ -97,13 +102,6 @@ func TestStage(t *testing.T) {
 		require.True(t, resumed)
 		b.requireStaged(t, second, files, "2")
 		require.Equal(t, was, inode(t, filepath.Join(second, "film.part")), "nothing was copied")
-
-		// It is not released any more: whoever comes next must not share it with this one.
-		third, resumed, err := b.Stage(t.Context(), b.content, 3)
-		require.NoError(t, err)
-		require.True(t, resumed)
-		b.requireStaged(t, third, files, "3")
-		require.NotEqual(t, was, inode(t, filepath.Join(third, "film.part")))
 	})
 
 	// The worker was stopped, or cut off, and goes on as if nothing had happened.
@@ -161,10 +159,12 @@ func TestStage(t *testing.T) {
 		t.Parallel()
 		b := setup(t, Options{})
 		first := b.begin(t, 1, map[string]string{"film.part": "half"})
+		b.leaseFunc = func(*os.File) error { return syscall.EINVAL } // it has to be copied
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		_, _, err := b.Stage(ctx, b.content, 2)
+		_, resumed, err := b.Stage(ctx, b.content, 2)
 		require.ErrorIs(t, err, context.Canceled)
+		require.True(t, resumed, "it is there for the next")
 		b.requireStaged(t, first, map[string]string{"film.part": "half"}, "1")
 	})
 }
@@ -237,23 +237,48 @@ func TestNoSpaceToTakeOver(t *testing.T) {
 		root := t.TempDir()
 		mountSmall(t, root, "size=4m")
 		b := setup(t, Options{Root: root})
-		first := b.begin(t, 1, map[string]string{"film.part": strings.Repeat("film", 1<<18*5/2)}) // 2.5 MiB
-		_, _, err := b.Stage(t.Context(), b.content, 2)
-		require.ErrorIs(t, err, syscall.ENOSPC)
-		require.Equal(t, reason.DiskFull, reason.Find(err).Reason)
-		require.Empty(t, namesIn(t, filepath.Dir(first)), "it would stay full for ever")
-
-		dir, resumed, err := b.Stage(t.Context(), b.content, 3)
+		files := map[string]string{"film.part": strings.Repeat("film", 1<<18*5/2)} // 2.5 MiB
+		first := b.begin(t, 1, files)
+		zombie, err := os.Open(filepath.Join(first, "film.part"))
 		require.NoError(t, err)
+		diskFull := func(generation int) {
+			t.Helper()
+			_, resumed, err := b.Stage(t.Context(), b.content, generation)
+			require.ErrorIs(t, err, syscall.ENOSPC)
+			require.Equal(t, reason.DiskFull, reason.Find(err).Reason)
+			require.True(t, resumed)
+			b.requireStaged(t, first, files, "1")
+		}
+		diskFull(2)
+		// There is space for the bytes, and not for a file.
+		var stat syscall.Statfs_t
+		require.NoError(t, syscall.Statfs(root, &stat))
+		full := fmt.Sprintf("size=9m,nr_inodes=%d", stat.Files-stat.Ffree)
+		require.NoError(t, syscall.Mount("tmpfs", root, "tmpfs", syscall.MS_REMOUNT, full))
+		diskFull(3)
+		require.NoError(t, syscall.Mount("tmpfs", root, "tmpfs", syscall.MS_REMOUNT, "size=4m,nr_inodes=64"))
+
+		long := time.Now().Add(-2 * uncopiedLimit)
+		require.NoError(t, os.Chtimes(first, long, long))
+		diskFull(4) // the file is not that old
+		require.NoError(t, os.Chtimes(filepath.Join(first, "film.part"), long, long))
+		require.NoError(t, os.Chtimes(filepath.Join(first, bootFile), long, long))
+		dir, resumed, err := b.Stage(t.Context(), b.content, 5)
+		require.NoError(t, err, "it would wait for ever")
 		require.False(t, resumed)
-		b.requireStaged(t, dir, nil, "3")
+		b.requireStaged(t, dir, nil, "5")
+		require.NoError(t, zombie.Close())
 
-		// What was released needs no space.
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "film.part"), make([]byte, 3<<20), 0o600))
-		require.NoError(t, b.Release(b.content, 3))
-		_, resumed, err = b.Stage(t.Context(), b.content, 4)
-		require.NoError(t, err)
-		require.True(t, resumed)
+		// What was released needs no space, nor does what nobody has open.
+		files = map[string]string{"film.part": strings.Repeat("film", 3<<18)}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "film.part"), []byte(files["film.part"]), 0o600))
+		require.NoError(t, b.Release(b.content, 5))
+		for _, generation := range []int{6, 7} {
+			dir, resumed, err = b.Stage(t.Context(), b.content, generation)
+			require.NoError(t, err)
+			require.True(t, resumed)
+			b.requireStaged(t, dir, files, strconv.Itoa(generation))
+		}
 	})
 }
 
