@@ -45,6 +45,7 @@ const (
 //	lost to another worker     nothing: that is not this one's to decide any more
 //	the worker stops           back to the queue, no attempt spent
 //	the worker is cut off      likewise, also where its children were killed because it stood still for too long
+//	somebody ended the child   likewise: a service manager signals all processes of a service
 //	staged on another volume   left to its workers for a moment, no attempt spent
 //	permanent                  ends
 //	park_space, park_until     waits, no attempt spent
@@ -63,6 +64,8 @@ func classify(ctx context.Context, job *rivertype.JobRow, err error) error {
 		return fmt.Errorf("hand back: %w", ctx.Err())
 	case errors.Is(err, guard.ErrMissedBeats):
 		return fmt.Errorf("hand back: %w, %w", guard.ErrMissedBeats, river.JobSnooze(handBackPause))
+	case errors.Is(err, guard.ErrSignalled):
+		return fmt.Errorf("hand back: %w, %w", guard.ErrSignalled, river.JobSnooze(handBackPause))
 	case errors.Is(err, store.ErrStagedElsewhere):
 		return errors.Join(river.JobSnooze(stagedPause), err)
 	case errors.Is(err, store.ErrSuperseded):

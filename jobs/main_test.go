@@ -249,12 +249,12 @@ func (b *bundle) reasons(t *testing.T, jobID *int64) []string {
 }
 
 // files are what is in the library, staging included, with the slashes of a path relative to its root. The volume's id
-// is not among them.
+// and the notes of who writes to a staging folder are not among them.
 func (b *bundle) files(t *testing.T) []string {
 	t.Helper()
 	var found []string
 	err := filepath.WalkDir(b.root, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.Type().IsRegular() && entry.Name() != "volume" {
+		if err == nil && entry.Type().IsRegular() && entry.Name() != "volume" && entry.Name() != ".boot" {
 			rel, relErr := filepath.Rel(b.root, path)
 			require.NoError(t, relErr)
 			found = append(found, filepath.ToSlash(rel))

@@ -17,7 +17,7 @@ func (a *attempt) stage(ctx context.Context) (err error) {
 		a.log.WarnContext(ctx, "download begins anew: what was fetched is on another volume", slog.String("volume", a.fetch.LeftOn))
 	}
 	a.dir, a.fetched, err = a.library.Stage(ctx, a.fetch.Content.ID, a.fetch.Generation)
-	if a.fetched {
+	if a.fetched && err == nil {
 		a.log.InfoContext(ctx, "download goes on with what was fetched")
 	}
 	return err
@@ -63,12 +63,14 @@ func (a *attempt) keeps(ctx context.Context, verdict error) bool {
 		return false
 	}
 	failure := reason.Find(verdict)
-	switch {
-	case failure == nil:
+	if failure == nil {
 		return true // handed back, or put off
-	case failure.Reason.Policy() == reason.Retry || failure.Reason.Policy() == reason.ParkHost:
-		// A last attempt that fails, unlike one that waits, ends the job.
-		return a.job.Attempt < a.job.MaxAttempts && !failure.Reason.Doubts()
 	}
-	return !failure.Reason.Doubts()
+	// What could not be taken over is as it was.
+	doubts := failure.Reason.Doubts() && a.dir != ""
+	if failure.Reason.Policy() == reason.Retry || failure.Reason.Policy() == reason.ParkHost {
+		// A last attempt that fails, unlike one that waits, ends the job.
+		return a.job.Attempt < a.job.MaxAttempts && !doubts
+	}
+	return !doubts
 }
