@@ -518,6 +518,9 @@ func TestDrain(t *testing.T) {
 		named("drained")(o)
 		o.Registerer = registry
 	})
+	b.exec(t, `
+		INSERT INTO medianest.worker (id, mode, host, version, expires_at, gone_at)
+		VALUES ('gone', 'work', 'there', 'v1', now(), now())`)
 	ids := b.insert(t, river.InsertOpts{MaxAttempts: 1}, synthetic{}, synthetic{})
 	b.start(t)
 	<-begun
