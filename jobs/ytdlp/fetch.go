@@ -66,20 +66,28 @@ func (r *Runner) Fetch(ctx context.Context, req FetchRequest) (Media, error) {
 	return r.fetch(ctx, req, at, false)
 }
 
+const changedDetail = "What is at this address changed while it was fetched."
+
 // fetch runs yt-dlp in a directory that may hold anything of an earlier run. It goes on with the formats of that; where
-// they are gone, it begins anew.
+// they are gone, or are not what they were, it begins anew, once.
 func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInfo bool) (Media, error) {
 	chosen, err := repair(req.Dir)
 	if err != nil {
 		return Media{}, onDisk(fmt.Errorf("repair what an earlier fetch left: %w", err))
 	}
 	media, err := r.fetchOnce(ctx, req, at, fromInfo, chosen)
-	if failure := reason.Find(err); chosen != nil && failure != nil && failure.Reason == reason.FormatUnavailable {
-		r.log.DebugContext(ctx, "what was begun is no longer offered; beginning anew", slog.String("url_host", at.host))
+	failure := reason.Find(err)
+	changed := errors.Is(err, errChanged)
+	if changed || chosen != nil && failure != nil && failure.Reason == reason.FormatUnavailable {
+		r.log.DebugContext(ctx, "what was begun is no longer offered; beginning anew", slog.String("url_host", at.host),
+			slog.Bool("changed", changed))
 		if err := empty(req.Dir); err != nil {
 			return Media{}, onDisk(fmt.Errorf("remove what an earlier fetch left: %w", err))
 		}
-		return r.fetchOnce(ctx, req, at, fromInfo, nil)
+		media, err = r.fetchOnce(ctx, req, at, fromInfo, nil)
+		if errors.Is(err, errChanged) {
+			return Media{}, &reason.Error{Reason: reason.Damaged, Detail: changedDetail, Err: err}
+		}
 	}
 	return media, err
 }
@@ -94,21 +102,24 @@ func (r *Runner) fetchOnce(ctx context.Context, req FetchRequest, at target, fro
 	if err := replaceFile(filepath.Join(req.Dir, bootFile), []byte(bootID())); err != nil {
 		return Media{}, onDisk(fmt.Errorf("begin fetch: %w", err))
 	}
+	if err := (sources{req.Dir}).forget(); err != nil {
+		return Media{}, onDisk(fmt.Errorf("begin fetch: %w", err))
+	}
 	notes, err := openJournal(req.Dir)
 	if err != nil {
 		return Media{}, onDisk(err)
 	}
 	defer notes.close()
-	observing, stop := context.WithCancel(ctx)
+	running, stop := context.WithCancelCause(ctx)
 	var observer sync.WaitGroup
-	observer.Go(func() { notes.keep(observing, r.log) })
+	observer.Go(func() { notes.keep(running, r.log, func() { stop(errChanged) }) })
 	defer observer.Wait()
-	defer stop()
+	defer stop(nil)
 
 	progress := &tracker{}
 	var file string
 	warned := r.warnings(ctx, at)
-	ended, err := r.run(ctx, invocation{
+	ended, err := r.run(running, invocation{
 		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo, chosen), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
 		// yt-dlp prints downloads' progress on its output and post-processors' on its error output.
 		stderr: func(line string) bool {
@@ -118,7 +129,10 @@ func (r *Runner) fetchOnce(ctx context.Context, req FetchRequest, at target, fro
 			}
 			known, changed := progress.line(line)
 			if strings.HasPrefix(line, planMark) {
-				r.keepPlan(ctx, req.Dir, progress.plan)
+				notes.chosen(r.keepPlan(ctx, req.Dir, progress.plan))
+			}
+			if now := progress.current; errors.Is(notes.total(filepath.Base(now.File), int64(now.Total)), errChanged) {
+				stop(errChanged)
 			}
 			if changed && req.OnProgress != nil {
 				req.OnProgress(progress.last)
@@ -143,18 +157,24 @@ func (r *Runner) fetchOnce(ctx context.Context, req FetchRequest, at target, fro
 		}
 		return Media{}, failure
 	}
+	if err := notes.end(); errors.Is(err, errChanged) {
+		return Media{}, err
+	} else if err != nil {
+		return Media{}, onDisk(fmt.Errorf("compare what was fetched with what was begun: %w", err))
+	}
 	return fetched(req.Dir, file)
 }
 
 // keepPlan writes down what yt-dlp has chosen. Without it, what is fetched now cannot be gone on with.
-func (r *Runner) keepPlan(ctx context.Context, dir string, line planLine) {
+func (r *Runner) keepPlan(ctx context.Context, dir string, line planLine) *plan {
 	chosen := makePlan(line)
 	if chosen == nil {
-		return
+		return nil
 	}
 	if err := chosen.write(dir); err != nil {
 		r.log.DebugContext(ctx, "the plan of a fetch cannot be kept", slog.Any("err", err))
 	}
+	return chosen
 }
 
 const textDetail = "The site sent a text in place of media."

@@ -47,6 +47,7 @@ func (p Profile) Validate() error {
 const (
 	infoFile    = "info.json"
 	planFile    = "plan.json" // what yt-dlp has chosen
+	sourceFile  = "source"    // the fragments of it, as yt-dlp writes them before it begins
 	journalFile = "journal"   // how far it has come
 	bootFile    = "boot"      // which boot of which machine has written here last
 )
@@ -122,9 +123,10 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool, chose
 		Progress().
 		Newline().
 		ProgressDelta(1).
-		ProgressTemplate("download:" + downloadTemplate).
-		ProgressTemplate("postprocess:" + postprocessTemplate).
-		Print("before_dl:" + planTemplate).
+		ProgressTemplate("download:"+downloadTemplate).
+		ProgressTemplate("postprocess:"+postprocessTemplate).
+		Print("before_dl:"+planTemplate).
+		PrintToFile("before_dl:"+sourceTemplate, sourceFile). // see sources
 		Print("after_move:" + fileTemplate).
 		Output(mediaTemplate).
 		Paths(dir).
@@ -133,7 +135,7 @@ func fetchArgs(o Options, p Profile, at target, dir string, fromInfo bool, chose
 		NoMtime().
 		AbortOnUnavailableFragments().
 		ConcurrentFragments(1). // see journal
-		WritePages().           // see lookAtPlaylists
+		WritePages().           // see sources
 		// By itself, yt-dlp does not mend what it finds fetched: a stream that was killed before it was mended.
 		Fixup(goytdlp.FixupForce).
 		NoResizeBuffer().

@@ -14,8 +14,10 @@ import (
 const (
 	// byRange is HTTP in one piece: what there is is the beginning of the file, and the rest can be asked for.
 	byRange = "range"
-	// byFragment is HLS and DASH: fragments appended one by one. Half of it is worth what the journal says.
-	byFragment = "fragment"
+	// byPlaylist and byManifest are HLS and DASH: fragments appended one by one. Half of it is worth what the journal
+	// says.
+	byPlaylist = "playlist"
+	byManifest = "manifest"
 	// byOther is everything else, such as Smooth Streaming, whose fragments are changed on the way: half of it is worth
 	// nothing.
 	byOther = "other"
@@ -25,8 +27,10 @@ func transport(protocol string) string {
 	switch protocol {
 	case "http", "https":
 		return byRange
-	case "m3u8", "m3u8_native", "http_dash_segments":
-		return byFragment
+	case "m3u8", "m3u8_native":
+		return byPlaylist
+	case "http_dash_segments":
+		return byManifest
 	}
 	return byOther
 }
@@ -36,23 +40,27 @@ func transport(protocol string) string {
 type plan struct {
 	// Formats are the ids of one format, or of two to be merged.
 	Formats []string `json:"formats"`
-	// File is what comes of it before it is converted, Parts are what is fetched, by name, and how. For one format both
-	// are the same.
-	File  string            `json:"file"`
-	Parts map[string]string `json:"parts"`
-	// HLS says that one of the parts is a stream whose playlist has to be looked at before it is gone on with.
-	HLS bool `json:"hls,omitempty"`
+	// File is what comes of it before it is converted, Parts are what is fetched, by name. For one format both are the
+	// same.
+	File  string          `json:"file"`
+	Parts map[string]part `json:"parts"`
+}
+
+// part is a file that is fetched.
+type part struct {
+	How    string `json:"how"`
+	Format string `json:"format"`
 }
 
 // makePlan makes a plan of what yt-dlp prints, or none of what is incomplete.
 func makePlan(line planLine) *plan {
-	p := &plan{File: filepath.Base(line.File), Parts: map[string]string{}}
+	p := &plan{File: filepath.Base(line.File), Parts: map[string]part{}}
 	if line.File == "" || line.Format == "" {
 		return nil
 	}
 	if len(line.Formats) == 0 {
 		p.Formats = []string{line.Format}
-		p.add(p.File, line.Protocol)
+		p.Parts[p.File] = part{transport(line.Protocol), line.Format}
 		return p
 	}
 	if len(line.Exts) != len(line.Formats) || len(line.Protocols) != len(line.Formats) {
@@ -61,14 +69,9 @@ func makePlan(line planLine) *plan {
 	p.Formats = line.Formats
 	stem := strings.TrimSuffix(p.File, filepath.Ext(p.File))
 	for i, format := range line.Formats { // as YoutubeDL.process_info names them
-		p.add(stem+".f"+format+"."+line.Exts[i], line.Protocols[i])
+		p.Parts[stem+".f"+format+"."+line.Exts[i]] = part{transport(line.Protocols[i]), format}
 	}
 	return p
-}
-
-func (p *plan) add(name, protocol string) {
-	p.Parts[name] = transport(protocol)
-	p.HLS = p.HLS || strings.HasPrefix(protocol, "m3u8")
 }
 
 // selector chooses the same formats again. An id by itself could mean something else: an extension, or "best".

@@ -36,7 +36,8 @@ const (
 	planTemplate = planMark + `{"format":%(format_id|null)j,"protocol":%(protocol|null)j,"file":%(filename|null)j,` +
 		`"formats":%(requested_formats.:.format_id|null)j,"protocols":%(requested_formats.:.protocol|null)j,` +
 		`"exts":%(requested_formats.:.ext|null)j,"rates":%(requested_formats.:.tbr|null)j}`
-	downloadTemplate = downloadMark + `{"status":%(progress.status|null)j,"format":%(info.format_id|null)j,` +
+	sourceTemplate   = `{"format_id":%(format_id|null)j,"fragments":%(fragments|null)j,"formats":%(requested_formats.:.{format_id,fragments}|null)j}`
+	downloadTemplate = downloadMark + `{"status":%(progress.status|null)j,"format":%(info.format_id|null)j,"file":%(progress.filename|null)j,` +
 		`"bytes":%(progress.downloaded_bytes|null)j,"total":%(progress.total_bytes|null)j,"estimate":%(progress.total_bytes_estimate|null)j,` +
 		`"speed":%(progress.speed|null)j,"eta":%(progress.eta|null)j,` +
 		`"fragment":%(progress.fragment_index|null)j,"fragments":%(progress.fragment_count|null)j}`
@@ -57,6 +58,7 @@ type planLine struct {
 type downloadLine struct {
 	Status    string  `json:"status"`
 	Format    string  `json:"format"`
+	File      string  `json:"file"`
 	Bytes     float64 `json:"bytes"`
 	Total     float64 `json:"total"`
 	Estimate  float64 `json:"estimate"`

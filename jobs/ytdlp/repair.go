@@ -1,12 +1,10 @@
 package ytdlp
 
 import (
-	"bytes"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -41,8 +39,6 @@ func repair(dir string) (*plan, error) {
 		name := e.Name()
 		switch {
 		case !e.Type().IsRegular():
-		case strings.HasSuffix(name, ".dump"):
-			f.dumps = append(f.dumps, name)
 		case strings.HasPrefix(name, mediaPrefix):
 			info, err := e.Info()
 			if err != nil {
@@ -54,8 +50,12 @@ func repair(dir string) (*plan, error) {
 	if f.torn, err = writtenElsewhere(dir); err != nil {
 		return nil, err
 	}
-	if f.unrepeatable, err = f.lookAtPlaylists(); err != nil {
+	ok, err := f.cutOverlaps()
+	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		return nil, empty(dir)
 	}
 	noted, err := readJournal(dir)
 	if err != nil {
@@ -77,11 +77,8 @@ type folder struct {
 	dir   string
 	plan  *plan            // nil: nobody knows what the files are
 	files map[string]int64 // those of the media, with their sizes
-	dumps []string         // pages and playlists that yt-dlp has kept
 	// torn says that the end of a file may not be what was written there.
 	torn bool
-	// unrepeatable says that yt-dlp would go on with a stream wrongly.
-	unrepeatable bool
 }
 
 // margin is what is not believed of the end of a file.
@@ -92,8 +89,28 @@ func (f *folder) margin() int64 {
 	return 0
 }
 
-// keep returns what of the journal is to stand: of each stream the last entry that fits its file, and of each finished
-// file that it is whole.
+// cutOverlaps prepares what is fetched by range. It is false where something was gone on with that nobody has compared,
+// and that is not there to be compared: nobody knows what has become of it.
+func (f *folder) cutOverlaps() (bool, error) {
+	overlaps, err := readOverlaps(f.dir)
+	if err != nil {
+		return false, err
+	}
+	for name, size := range f.files {
+		base, unfinished := strings.CutSuffix(name, ".part")
+		if !unfinished || f.plan == nil || f.plan.Parts[base].How != byRange {
+			continue
+		}
+		delete(overlaps, base)
+		if ok, err := cutOverlap(f.dir, base, max(0, size-f.margin())); err != nil || !ok {
+			return false, err
+		}
+	}
+	return len(overlaps) == 0, nil
+}
+
+// keep returns what of the journal is to stand: of each stream the last entry that fits its file, of each file that is
+// fetched by range its size, and of each finished file that it is whole.
 func (f *folder) keep(noted []entry) []entry {
 	last := map[string]entry{}
 	for _, e := range noted {
@@ -101,7 +118,8 @@ func (f *folder) keep(noted []entry) []entry {
 		part, unfinished := f.files[e.File+".part"]
 		switch {
 		case e.Fragments == 0 && finished && e.Size == size,
-			e.Fragments > 0 && unfinished && !f.unrepeatable && f.transport(e.File) == byFragment && e.Size <= part-f.margin():
+			e.Total > 0 && unfinished && f.transport(e.File) == byRange,
+			e.Fragments > 0 && unfinished && f.fragmented(e.File) && e.Size <= part-f.margin():
 			last[e.File] = e
 		}
 	}
@@ -117,7 +135,12 @@ func (f *folder) transport(name string) string {
 	if f.plan == nil {
 		return byOther
 	}
-	return f.plan.Parts[name]
+	return f.plan.Parts[name].How
+}
+
+func (f *folder) fragmented(name string) bool {
+	how := f.transport(name)
+	return how == byPlaylist || how == byManifest
 }
 
 // apply brings the files to what was decided.
@@ -126,14 +149,11 @@ func (f *folder) apply(keep []entry) error {
 	for _, e := range keep {
 		good[e.File] = e
 	}
-	for name, size := range f.files {
+	for name := range f.files {
 		path := filepath.Join(f.dir, name)
 		base, unfinished := strings.CutSuffix(name, ".part")
 		switch {
 		case unfinished && f.transport(base) == byRange:
-			if err := os.Truncate(path, max(0, size-f.margin())); err != nil {
-				return err
-			}
 		case unfinished && good[base].Fragments > 0:
 			if err := os.Truncate(path, good[base].Size); err != nil {
 				return err
@@ -171,42 +191,6 @@ func (f *folder) whole(name string, good map[string]entry) bool {
 	}
 	_, noted := good[name]
 	return noted || !f.torn
-}
-
-// Playlists with these lines yt-dlp does not go on with rightly: when it passes over the fragments that it has
-// (HlsFD.real_download, yt_dlp/downloader/hls.py), it counts neither their sequence numbers, which decrypt where no
-// initialization vector is given, nor their bytes, where a range begins at the end of the one before.
-var (
-	implicitVector = regexp.MustCompile(`(?m)^#EXT-X-KEY:.*METHOD=AES-128`)
-	vector         = regexp.MustCompile(`[:,]\s*IV=`)
-	implicitOffset = regexp.MustCompile(`(?m)^#EXT-X-BYTERANGE:\s*\d+\s*$`)
-)
-
-// lookAtPlaylists reports whether a stream cannot be gone on with. A stream whose playlist is not there is one.
-func (f *folder) lookAtPlaylists() (bool, error) {
-	if f.plan == nil || !f.plan.HLS {
-		return false, nil
-	}
-	found := false
-	for _, name := range f.dumps {
-		content, err := os.ReadFile(filepath.Join(f.dir, name))
-		if err != nil {
-			return false, err
-		}
-		if !bytes.Contains(content, []byte("#EXTINF")) {
-			continue
-		}
-		found = true
-		if implicitOffset.Match(content) {
-			return true, nil
-		}
-		for line := range bytes.Lines(content) {
-			if implicitVector.Match(line) && !vector.Match(line) {
-				return true, nil
-			}
-		}
-	}
-	return !found, nil
 }
 
 // writtenElsewhere reports whether the files may have been written by another boot than this. Only a machine that has

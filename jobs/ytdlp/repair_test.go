@@ -16,20 +16,19 @@ const (
 )
 
 var (
-	streamPlan = plan{Formats: []string{"hls"}, File: streamFile, Parts: map[string]string{streamFile: byFragment}}
-	plainPlan  = plan{Formats: []string{"mp4"}, File: plainFile, Parts: map[string]string{plainFile: byRange}}
+	streamPlan = plan{Formats: []string{"hls"}, File: streamFile, Parts: map[string]part{streamFile: {byManifest, "hls"}}}
+	plainPlan  = plan{Formats: []string{"mp4"}, File: plainFile, Parts: map[string]part{plainFile: {byRange, "mp4"}}}
 	mergePlan  = plan{
 		Formats: []string{"1", "2"}, File: "media.1+2.mp4",
-		Parts: map[string]string{"media.1+2.f1.mp4": byRange, "media.1+2.f2.m4a": byFragment},
+		Parts: map[string]part{"media.1+2.f1.mp4": {byRange, "1"}, "media.1+2.f2.m4a": {byManifest, "2"}},
 	}
 )
 
-const hlsList = "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2,\n0.ts\n"
+// testSource is the digest of the list in testSourceLine.
+var testSource = fragments{list: []fragment{{"/1.m4s", "", "0.5"}, {"/2.m4s", "", "1"}}}.digest()
 
-func withHLS(p plan) *plan {
-	p.HLS = true
-	return &p
-}
+const testSourceLine = `{"format_id":"hls","formats":null,"fragments":[{"url":"http://a/1.m4s?x","duration":0.5},` +
+	`{"path":"/2.m4s?y","duration":1}]}` + "\n"
 
 func journalOf(entries ...entry) string {
 	var b strings.Builder
@@ -43,18 +42,17 @@ func journalOf(entries ...entry) string {
 func TestRepair(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
-	two := journalOf(entry{streamFile, 1000, 4}, entry{streamFile, 2000, 8})
+	two := journalOf(entry{File: streamFile, Size: 1000, Fragments: 4, Source: testSource}, entry{File: streamFile, Size: 2000, Fragments: 8, Source: testSource})
 	for name, test := range map[string]struct {
 		plan    *plan
 		journal string
 		boot    string // empty: this one
 		files   map[string]int
-		dump    string
 		want    map[string]int // sizes
 		count   int            // in the stream's .ytdl
 	}{
-		"PlainFile":            {plan: &plainPlan, files: map[string]int{plainFile + ".part": 3 * mib}, want: map[string]int{plainFile + ".part": 3 * mib}},
-		"PlainFileOtherBoot":   {plan: &plainPlan, boot: "x", files: map[string]int{plainFile + ".part": 3 * mib}, want: map[string]int{plainFile + ".part": 2 * mib}},
+		"PlainFile":            {plan: &plainPlan, files: map[string]int{plainFile + ".part": 3 * mib}, want: map[string]int{plainFile + ".part": 3*mib - overlapBytes}},
+		"PlainFileOtherBoot":   {plan: &plainPlan, boot: "x", files: map[string]int{plainFile + ".part": 3 * mib}, want: map[string]int{plainFile + ".part": 2*mib - overlapBytes}},
 		"PlainFileNoBoot":      {plan: &plainPlan, boot: "none", files: map[string]int{plainFile + ".part": 10}, want: map[string]int{plainFile + ".part": 0}},
 		"OfAnotherFormat":      {plan: &plainPlan, files: map[string]int{"media.22.mp4.part": 3}, want: map[string]int{}},
 		"NobodyKnowsWhat":      {files: map[string]int{plainFile + ".part": 3, plainFile: 4, streamFile + ".ytdl": 1}, want: map[string]int{}},
@@ -67,19 +65,13 @@ func TestRepair(t *testing.T) {
 		"StreamTornJournal":    {plan: &streamPlan, journal: two + `{"file":"media.hls.mp4","size":2500,"fragments":1`, files: map[string]int{streamFile + ".part": 3000}, want: map[string]int{streamFile + ".part": 2000}, count: 8},
 		"StreamZeroedJournal":  {plan: &streamPlan, journal: two + strings.Repeat("\x00", 99) + "\n", files: map[string]int{streamFile + ".part": 3000}, want: map[string]int{streamFile + ".part": 2000}, count: 8},
 		"StreamOtherBoot": {
-			plan: &streamPlan, boot: "x", journal: journalOf(entry{streamFile, mib, 4}, entry{streamFile, 2 * mib, 8}),
+			plan: &streamPlan, boot: "x", journal: journalOf(entry{File: streamFile, Size: mib, Fragments: 4, Source: testSource}, entry{File: streamFile, Size: 2 * mib, Fragments: 8, Source: testSource}),
 			files: map[string]int{streamFile + ".part": 3*mib - 1}, want: map[string]int{streamFile + ".part": mib}, count: 4,
 		},
-		"HLS":                 {plan: withHLS(streamPlan), journal: two, dump: hlsList, files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{streamFile + ".part": 2000}, count: 8},
-		"HLSUnknown":          {plan: withHLS(streamPlan), journal: two, files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{}},
-		"HLSWithVector":       {plan: withHLS(streamPlan), journal: two, dump: hlsList + "#EXT-X-KEY:METHOD=AES-128,URI=\"k\",IV=0x00\n", files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{streamFile + ".part": 2000}, count: 8},
-		"HLSWithoutVector":    {plan: withHLS(streamPlan), journal: two, dump: hlsList + "#EXT-X-KEY:METHOD=AES-128,URI=\"?IV=\"\r\n", files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{}},
-		"HLSWithOffsets":      {plan: withHLS(streamPlan), journal: two, dump: hlsList + "#EXT-X-BYTERANGE:100@0\n", files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{streamFile + ".part": 2000}, count: 8},
-		"HLSWithoutOffsets":   {plan: withHLS(streamPlan), journal: two, dump: hlsList + "#EXT-X-BYTERANGE:100@0\n#EXT-X-BYTERANGE:100\r\n", files: map[string]int{streamFile + ".part": 2345}, want: map[string]int{}},
 		"Finished":            {plan: &plainPlan, files: map[string]int{plainFile: 5}, want: map[string]int{plainFile: 5}},
 		"FinishedOtherBoot":   {plan: &plainPlan, boot: "x", files: map[string]int{plainFile: 5}, want: map[string]int{}},
-		"FinishedAndOnDisk":   {plan: &plainPlan, boot: "x", journal: journalOf(entry{plainFile, 5, 0}), files: map[string]int{plainFile: 5}, want: map[string]int{plainFile: 5}},
-		"FinishedAndReplaced": {plan: &plainPlan, boot: "x", journal: journalOf(entry{plainFile, 4, 0}), files: map[string]int{plainFile: 5}, want: map[string]int{}},
+		"FinishedAndOnDisk":   {plan: &plainPlan, boot: "x", journal: journalOf(entry{File: plainFile, Size: 5}), files: map[string]int{plainFile: 5}, want: map[string]int{plainFile: 5}},
+		"FinishedAndReplaced": {plan: &plainPlan, boot: "x", journal: journalOf(entry{File: plainFile, Size: 4}), files: map[string]int{plainFile: 5}, want: map[string]int{}},
 		"HalfConverted":       {plan: &plainPlan, files: map[string]int{plainFile: 5, "media.mp4.mkv": 3}, want: map[string]int{plainFile: 5}},
 		"Converted":           {plan: &plainPlan, files: map[string]int{"media.mp4.mkv": 3}, want: map[string]int{"media.mp4.mkv": 3}},
 		"Merging":             {plan: &mergePlan, files: map[string]int{"media.1+2.f1.mp4": 6, "media.1+2.f2.m4a": 5, "media.1+2.mp4": 11}, want: map[string]int{"media.1+2.f1.mp4": 6, "media.1+2.f2.m4a": 5, "media.1+2.mp4": 11}},
@@ -95,9 +87,6 @@ func TestRepair(t *testing.T) {
 			}
 			for name, size := range test.files {
 				write(name, make([]byte, size))
-			}
-			if test.dump != "" {
-				write("hls_http_site_index.m3u8.dump", []byte(test.dump))
 			}
 			write(journalFile, []byte(test.journal))
 			write(infoFile, []byte("{}"))
@@ -148,6 +137,8 @@ func TestJournal(t *testing.T) {
 	j, err := openJournal(dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, j.close()) })
+	j.chosen(&streamPlan)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, sourceFile), []byte(testSourceLine), 0o600))
 	size := func(n int) { require.NoError(t, os.WriteFile(part, make([]byte, n), 0o600)) }
 	index := func(n int) { require.NoError(t, writeCount(count, n)) }
 	touch := func(path string) { require.NoError(t, os.WriteFile(path, nil, 0o600)) }
@@ -172,7 +163,7 @@ func TestJournal(t *testing.T) {
 	remove(part + "-Frag1")
 	expect() // its appending may have failed
 	touch(part + "-Frag2.part")
-	first := entry{streamFile, 100, 1}
+	first := entry{File: streamFile, Size: 100, Fragments: 1, Source: testSource}
 	expect(first)
 	require.NoError(t, os.Rename(part+"-Frag2.part", part+"-Frag2"))
 	size(150)
@@ -185,17 +176,17 @@ func TestJournal(t *testing.T) {
 	expect(first)
 	index(3) // the next was there before anybody looked
 	size(300)
-	second := entry{streamFile, 200, 2}
+	second := entry{File: streamFile, Size: 200, Fragments: 2, Source: testSource}
 	expect(first, second)
 	index(4)
 	size(333) // an interrupt in the midst of appending: counted and removed all the same
-	expect(first, second, entry{streamFile, 300, 3})
-	expect(first, second, entry{streamFile, 300, 3})
+	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource})
+	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource})
 	remove(count)
 	require.NoError(t, os.Rename(part, filepath.Join(dir, streamFile)))
-	expect(first, second, entry{streamFile, 300, 3})
-	expect(first, second, entry{streamFile, 300, 3}, entry{streamFile, 333, 0})
-	expect(first, second, entry{streamFile, 300, 3}, entry{streamFile, 333, 0})
+	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource})
+	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource}, entry{File: streamFile, Size: 333})
+	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource}, entry{File: streamFile, Size: 333})
 }
 
 func TestPlanNamesWhatWasChosen(t *testing.T) {
@@ -207,7 +198,8 @@ func TestPlanNamesWhatWasChosen(t *testing.T) {
 		Format: "1+2", File: "/x/media.1+2.mp4", Protocol: "https+http_dash_segments", Formats: []string{"1", "2"},
 		Exts: []string{"mp4", "m4a"}, Protocols: []string{"https", "http_dash_segments"},
 	}))
-	require.Equal(t, withHLS(streamPlan), makePlan(planLine{Format: "hls", File: "/x/" + streamFile, Protocol: "m3u8_native", Formats: []string{}}))
+	list := makePlan(planLine{Format: "hls", File: "/x/" + streamFile, Protocol: "m3u8_native", Formats: []string{}})
+	require.Equal(t, part{byPlaylist, "hls"}, list.Parts[streamFile])
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, planFile), []byte(`{"formats":["1"`), 0o600))
 	p, err := readPlan(dir)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -69,7 +71,14 @@ func setup(t *testing.T, adjust ...func(*Options)) *bundle {
 	require.NoError(t, err)
 	site, err := ytdlptest.New(t.Context(), "", opts.FFmpeg)
 	require.NoError(t, err)
-	server := httptest.NewServer(site)
+	server := httptest.NewUnstartedServer(site)
+	server.Config.ConnState = func(connection net.Conn, state http.ConnState) {
+		if tcp, ok := connection.(*net.TCPConn); ok && state == http.StateNew {
+			// What is sent is to be what somebody reads, not what a busy machine keeps for a process that was killed.
+			_ = tcp.SetWriteBuffer(32 << 10)
+		}
+	}
+	server.Start()
 	t.Cleanup(server.Close)
 	b := &bundle{runner: runner, site: site, url: server.URL, dir: t.TempDir()}
 	t.Cleanup(func() { require.Empty(t, processes(t, b.dir), "processes are left") })

@@ -80,6 +80,8 @@ func (s *Site) exhibits() []exhibit {
 		{"/ranges.m3u8", "/ranges.m3u8", "the long HLS stream as ranges of one file, each behind the one before (rate)", s.ranges},
 		{"/ranges.ts", "", "", s.rangesFile},
 		{"/turning.m3u8", "/turning.m3u8", "the long HLS stream alone (rate), with another beside or instead after Turn", s.turningMaster},
+		{"/hls/long/turning.m3u8", "/hls/long/turning.m3u8", "the long HLS stream (rate) until Turn is called", s.turningList(s.hls, "index.m3u8", "application/vnd.apple.mpegurl")},
+		{"/dash/long/turning.mpd", "/dash/long/turning.mpd", "the long DASH stream (rate) until Turn is called", s.turningList(s.dash, "manifest.mpd", "application/dash+xml")},
 		{"/drm", "/drm", "a DASH stream that says it is protected", s.file("dash/protected.mpd")},
 		{"/page", "/page", "a page with one film (n to choose)", s.page},
 		{"/gallery", "/gallery", "a page with five films", s.gallery},
@@ -329,6 +331,19 @@ func (s *Site) turning(name string) http.HandlerFunc {
 			return
 		}
 		serveFilm(w, r, strings.NewReader(*turned))
+	}
+}
+
+// turningList is the playlist or manifest of a long stream, or what it was turned into.
+func (s *Site) turningList(stream http.HandlerFunc, name, contentType string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if turned := s.turned.Load(); turned != nil {
+			w.Header().Set("Content-Type", contentType)
+			_, _ = io.WriteString(w, *turned)
+			return
+		}
+		r.SetPathValue("rest", "long/"+name)
+		stream(w, r)
 	}
 }
 
