@@ -103,11 +103,8 @@ func New(opts Options) (*Runner, error) {
 
 // Version runs yt-dlp once and returns its version, with an error if it is older than MinVersion.
 func (r *Runner) Version(ctx context.Context) (string, error) {
-	dir, err := os.MkdirTemp("", "ytdlp-version-")
-	if err != nil {
-		return "", fmt.Errorf("ask yt-dlp for its version: %w", err)
-	}
-	defer os.RemoveAll(dir)
+	// It says so before it does anything else, and leaves nothing anywhere.
+	dir := os.TempDir()
 	var version string
 	ended, err := r.run(ctx, invocation{
 		args: []string{"--ignore-config", "--version"},
