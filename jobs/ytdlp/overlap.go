@@ -21,7 +21,7 @@ import (
 // in which yt-dlp goes on by itself after a broken connection, and keeps its size.
 
 // overlapBytes is how much is fetched again of a file that is gone on with: half of what there is, if that is less.
-const overlapBytes = 64 << 10
+const overlapBytes = 16 << 10
 
 // overlapPrefix begins the name of a file that keeps an overlap until it is compared.
 const overlapPrefix = "overlap-"

@@ -189,6 +189,42 @@ func TestJournal(t *testing.T) {
 	expect(first, second, entry{File: streamFile, Size: 300, Fragments: 3, Source: testSource}, entry{File: streamFile, Size: 333})
 }
 
+// yt-dlp fetches the initialization of a stream again when it goes on with it, and counts it as the first fragment.
+func TestJournalOfAStreamGoneOnWith(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	part, count := filepath.Join(dir, streamFile+".part"), filepath.Join(dir, streamFile+".ytdl")
+	write := func(name, content string) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(name, []byte(content), 0o600))
+	}
+	begun := entry{File: streamFile, Size: 800, Fragments: 8, Source: testSource}
+	write(filepath.Join(dir, journalFile), journalOf(begun))
+	write(filepath.Join(dir, sourceFile), testSourceLine)
+	j, err := openJournal(dir)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, j.close()) })
+	j.chosen(&streamPlan)
+	expect := func(n, size int, want ...entry) {
+		t.Helper()
+		require.NoError(t, writeCount(count, n))
+		write(part, strings.Repeat("x", size))
+		require.NoError(t, j.observe())
+		got, err := readJournal(dir)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	expect(8, 800, begun)
+	write(part+"-Frag1", "")
+	expect(8, 850, begun)
+	require.NoError(t, os.Remove(part+"-Frag1"))
+	expect(1, 850, begun)
+	write(part+"-Frag2.part", "")
+	expect(1, 850, begun)
+	expect(9, 950, begun)
+	expect(10, 1050, begun, entry{File: streamFile, Size: 950, Fragments: 9, Source: testSource})
+}
+
 func TestPlanNamesWhatWasChosen(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, `b*[format_id="a\"b\\c"]+b*[format_id="mp4"]`, (&plan{Formats: []string{`a"b\c`, "mp4"}}).selector())
