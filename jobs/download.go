@@ -176,6 +176,8 @@ func (a *attempt) run(ctx context.Context) (err error) {
 	}
 	session := a.proxy.Session()
 	defer session.Close()
+	// yt-dlp takes its time to stop. What it would not keep is not fetched meanwhile.
+	defer context.AfterFunc(ctx, session.Close)()
 	probe, err := a.probe(ctx, session)
 	if err != nil {
 		return a.blame(session, err)

@@ -77,7 +77,9 @@ func (r *Runner) fetch(ctx context.Context, req FetchRequest, at target, fromInf
 	}
 	media, err := r.fetchOnce(ctx, req, at, fromInfo, chosen)
 	failure := reason.Find(err)
-	changed := errors.Is(err, errChanged)
+	// A server that has less by now than is there already refuses the range.
+	refused := chosen != nil && failure != nil && strings.Contains(strings.ToLower(failure.Error()), "http error 416")
+	changed := refused || errors.Is(err, errChanged)
 	if changed || chosen != nil && failure != nil && failure.Reason == reason.FormatUnavailable {
 		r.log.DebugContext(ctx, "what was begun is no longer offered; beginning anew", slog.String("url_host", at.host),
 			slog.Bool("changed", changed))
