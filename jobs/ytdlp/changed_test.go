@@ -142,14 +142,14 @@ func TestFetchBeginsAnewWhereTheFileHasChanged(t *testing.T) {
 	for name, size := range map[string]func(whole int) int{
 		"SameSize": func(whole int) int { return whole },
 		"Longer":   func(whole int) int { return whole + 100_000 },
-		"Shorter":  func(int) int { return 150_000 },
+		"Shorter":  func(int) int { return 110_000 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
 			whole := b.read(t, "plain.mp4")
 			film := b.anotherFilm(t, size(len(whole)))
-			b.cutOff(t, "/turning.mp4?rate=150000", 250_000)
+			b.cutOff(t, "/turning.mp4?rate=150000", 380_000)
 			b.site.Turn(film)
 			got, err := b.fetch(t, "/turning.mp4")
 			require.NoError(t, err)
