@@ -115,7 +115,7 @@ func (d *depth) read() (fleet, error) {
 		return d.last, d.err
 	}
 	// A collector is given no context.
-	ctx, cancel := context.WithTimeout(context.TODO(), depthTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), depthTimeout)
 	defer cancel()
 	d.last, d.err = queryFleet(ctx, d.pool)
 	d.asked = time.Now()
