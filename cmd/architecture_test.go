@@ -148,6 +148,8 @@ func TestProcessState(t *testing.T) {
 		"prometheus.DefaultRegisterer": "registries are passed in", "prometheus.MustRegister": "registries are passed in",
 		"gin.Default": "it brings its own logger and recovery", "context.Background": "contexts come from the caller",
 	}
+	// Who is called by a library that hands over no context has to begin with one.
+	allowed := map[string]bool{"medianest/jobs/queue/depth.go context.Background": true} // prometheus.Collector
 	for _, p := range packages(t) {
 		if under(p.ImportPath, "medianest/cmd") || p.ImportPath == "medianest/jobs/guard" || strings.HasSuffix(p.ImportPath, "test") {
 			continue
@@ -165,8 +167,9 @@ func TestProcessState(t *testing.T) {
 					return true
 				}
 				if x, ok := selector.X.(*ast.Ident); ok {
-					if why, ok := forbidden[x.Name+"."+selector.Sel.Name]; ok {
-						t.Errorf("%s: %s.%s outside cmd: %s", fileSet.Position(node.Pos()), x.Name, selector.Sel.Name, why)
+					called := x.Name + "." + selector.Sel.Name
+					if why, ok := forbidden[called]; ok && !allowed[p.ImportPath+"/"+name+" "+called] {
+						t.Errorf("%s: %s outside cmd: %s", fileSet.Position(node.Pos()), called, why)
 					}
 				}
 				return true

@@ -22,8 +22,10 @@ import (
 // crashTTL is how long the processes of these tests are believed to live without a sign.
 const crashTTL = 3 * time.Second
 
-// onceMore is how many times its bytes a film that was broken off may cost.
-const onceMore = 1.15
+// onceMore is how many times its bytes a film that was broken off once may cost. The site counts what it has sent, also
+// into buffers that nobody reads: here a busy machine may add some seconds' worth to the 1.15 times that is promised and
+// that make test-chaos measures. Begun anew at half its bytes (awaitHalf), a film would cost 1.5 times as many.
+const onceMore = 1.3
 
 func crashEnv(more ...string) []string {
 	return append(more, "MEDIANEST_WORKER_TTL="+crashTTL.String(), "MEDIANEST_WORKER_BEAT=500ms", "MEDIANEST_WORKER_QUEUES=download=4,library=2")
@@ -48,6 +50,14 @@ func (m *meter) begin(t *testing.T, c *client.ClientWithResponses, lasts time.Du
 		m.awaitBytes(t, u.name, u.film.size/10)
 	}
 	return begun
+}
+
+// awaitHalf waits until half of each film is fetched, so that a fetch from the beginning would show in the bytes.
+func (m *meter) awaitHalf(t *testing.T, downloads []underWay) {
+	t.Helper()
+	for _, u := range downloads {
+		m.awaitBytes(t, u.name, u.film.size/2)
+	}
 }
 
 func (m *meter) awaitBytes(t *testing.T, name string, n int) {
@@ -166,6 +176,7 @@ func TestKilledWorkersDownloadsGoOnElsewhere(t *testing.T) {
 	f := startFleet(t, storetest.DB(t), storetest.Redis(t), 1, 1, crashEnv(allow)...)
 	events := follow(t, f.client(0))
 	downloads := m.begin(t, f.client(0), 20*time.Second, filmMP4, filmHLS, filmDASH)
+	m.awaitHalf(t, downloads)
 	f.startWork()
 	f.work[0].kill()
 	killed := time.Now()
@@ -307,7 +318,8 @@ func TestDrainedWorkerHandsOver(t *testing.T) {
 	f := startFleet(t, storetest.DB(t), storetest.Redis(t), 1, 1, crashEnv(allow)...)
 	events := follow(t, f.client(0))
 	drained := f.work[0]
-	downloads := m.begin(t, f.client(0), 15*time.Second, filmMP4, filmHLS, filmDASH)
+	downloads := m.begin(t, f.client(0), 20*time.Second, filmMP4, filmHLS, filmDASH)
+	m.awaitHalf(t, downloads)
 	f.startWork()
 	asked := time.Now()
 	answer, err := f.client(0).DrainWorkerWithResponse(t.Context(), drained.id())
@@ -374,6 +386,7 @@ func TestKilledUpGoesOnAtOnce(t *testing.T) {
 	h := newHome(t)
 	up := startUp(t, h, allow, "MEDIANEST_WORKER_QUEUES=download=3,library=1")
 	downloads := m.begin(t, up.client(), 20*time.Second, filmMP4, filmHLS, filmDASH)
+	m.awaitHalf(t, downloads)
 	up.kill()
 	require.Eventually(t, func() bool { return len(processesBelow(t, h.dir)) == 0 }, patience, 20*time.Millisecond)
 	begun := time.Now()
