@@ -160,18 +160,8 @@ func (a *attempt) takeBack(ctx context.Context) {
 		a.log.WarnContext(ctx, "files left in the library", "err", err)
 		return
 	}
-	for _, placed := range a.placed {
-		// On record for whatever content: what the library took over may have been another's, published at the same time.
-		recorded, err := a.store.FileRecorded(ctx, placed.Path)
-		if recorded {
-			continue
-		}
-		if err == nil {
-			err = a.library.Remove(placed.Path)
-		}
-		if err != nil {
-			a.log.WarnContext(ctx, "file left in the library", "path", placed.Path, "err", err)
-		}
+	if err := a.store.RemoveUnrecorded(ctx, a.placed, a.library.Remove); err != nil {
+		a.log.WarnContext(ctx, "files left in the library", "err", err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 //	content      all that the transaction needs, in one statement, by id; missing rows are inserted before, by key
 //	downloads    all that it needs, in one statement, by id: the collections above and the items below included
 //	river_job    one row by waiting for it; several by lockJobs, which never waits while it holds one
+//	folders      of the users that a film is published for, in one statement, by user id (lockFolders)
 //
 // A reclaim, by which a job that lost its worker goes on as another row, takes rows of river_job and of job_map only,
 // the former without waiting.

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -100,6 +102,13 @@ func onePerUser(wishes []Wish) []Wish {
 }
 
 func linkFiles(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, wishes []Wish, link LinkFunc) error {
+	users := make([]uuid.UUID, len(wishes))
+	for i, w := range wishes {
+		users[i] = w.UserID
+	}
+	if err := lockFolders(ctx, tx, users); err != nil {
+		return err
+	}
 	existing, err := queryFiles(ctx, tx, contentID)
 	if err != nil {
 		return err
@@ -118,6 +127,50 @@ func linkFiles(ctx context.Context, tx pgx.Tx, contentID uuid.UUID, wishes []Wis
 		}
 	}
 	return forgetReplaced(ctx, tx, contentID, made)
+}
+
+// lockFolders has others wait who publish for the same users, until the transaction ends: what is placed in a user's
+// folder and not yet on record would pass for what an interrupted publication has left, if it is the same film.
+func lockFolders(ctx context.Context, tx pgx.Tx, users []uuid.UUID) error {
+	slices.SortFunc(users, compareUUID)
+	_, err := tx.Exec(ctx, `
+		SELECT pg_advisory_xact_lock(hashtextextended('medianest.folder ' || u.id, 0))
+		FROM unnest(@users::uuid[]) AS u (id)`,
+		pgx.StrictNamedArgs{"users": users})
+	if err != nil {
+		return fmt.Errorf("wait for the users' folders: %w", err)
+	}
+	return nil
+}
+
+// RemoveUnrecorded calls remove for those of the files that are on nobody's record, of whatever content, while nobody
+// publishes for their users: what a publication placed that failed may have been taken over by another, of the same film.
+// It goes on after an error of remove.
+func (s *Store) RemoveUnrecorded(ctx context.Context, files []File, remove func(path string) error) error {
+	users := make([]uuid.UUID, len(files))
+	for i, f := range files {
+		users[i] = f.UserID
+	}
+	err := s.inTx(ctx, func(tx pgx.Tx) error {
+		if err := lockFolders(ctx, tx, users); err != nil {
+			return err
+		}
+		var failed error
+		for _, f := range files {
+			recorded, err := fileRecorded(ctx, tx, f.Path)
+			if err != nil {
+				return errors.Join(failed, err)
+			}
+			if !recorded {
+				failed = errors.Join(failed, remove(f.Path))
+			}
+		}
+		return failed
+	})
+	if err != nil {
+		return fmt.Errorf("remove what is on no record: %w", err)
+	}
+	return nil
 }
 
 // forgetReplaced takes off the record what users had besides what was made for them now: it was not in the library any

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -214,6 +215,55 @@ func TestPublish(t *testing.T) {
 	require.Len(t, f.Wishes, 1)
 	require.NoError(t, b.worker.Publish(ctx, cats.ContentID, rowOf(cats), linkFor("a.mp4"), completeJob(*cats.JobID)))
 	require.Equal(t, "cat/a.mp4", b.find(cats).Files[0].Path)
+}
+
+// Two films of the same name and the same bytes are published for the same user at once: the second looks into the folder
+// when the first is on record, and so does who takes back what failed.
+func TestPublishForTheSameUserAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	ann := b.user("ann")
+	first, second := b.create(ann, "https://site.test/a"), b.create(ann, "https://site.test/b")
+	b.setJob(*first.JobID, "running")
+	b.setJob(*second.JobID, "running")
+	placed, record := make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 2)
+	go func() {
+		ended <- b.worker.Publish(t.Context(), first.ContentID, rowOf(first), func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+			close(placed)
+			<-record
+			return linkFor("film.mp4")(ctx, wishes, existing)
+		}, completeJob(*first.JobID))
+	}()
+	<-placed
+	go func() {
+		ended <- b.worker.Publish(t.Context(), second.ContentID, rowOf(second), func(ctx context.Context, wishes []store.Wish, existing []store.File) ([]store.File, error) {
+			recorded, err := b.worker.FileRecorded(ctx, "ann/film.mp4")
+			if err != nil || !recorded {
+				return nil, fmt.Errorf("the first one's file is on record: %t, %w", recorded, err)
+			}
+			return linkFor("film (2).mp4")(ctx, wishes, existing)
+		}, completeJob(*second.JobID))
+	}()
+	var removed []string
+	go func() {
+		files := []store.File{{UserID: ann.ID, Path: "ann/film.mp4"}, {UserID: ann.ID, Path: "ann/another.mp4"}}
+		ended <- b.worker.RemoveUnrecorded(t.Context(), files, func(path string) error {
+			removed = append(removed, path)
+			return nil
+		})
+	}()
+	require.Eventually(t, func() bool {
+		return b.count(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 2
+	}, 30*time.Second, 5*time.Millisecond)
+	close(record)
+	require.NoError(t, <-ended)
+	require.NoError(t, <-ended)
+	require.NoError(t, <-ended)
+	require.Equal(t, "ann/film.mp4", b.find(first).Files[0].Path)
+	require.Equal(t, "ann/film (2).mp4", b.find(second).Files[0].Path)
+	require.Equal(t, []string{"ann/another.mp4"}, removed, "what is not on record, when it was known what is")
 }
 
 // A page that listed items has become a film: who asks for it again gets the film.

@@ -12,15 +12,23 @@ import (
 // it takes a file with the right bytes for one that an interrupted publication has left: two contents can have the
 // same bytes.
 func (s *Store) FileRecorded(ctx context.Context, path string) (recorded bool, err error) {
-	err = s.pool.QueryRow(ctx, `
+	recorded, err = fileRecorded(ctx, s.pool, path)
+	return recorded, interpret(err)
+}
+
+func fileRecorded(ctx context.Context, db rowQuerier, path string) (recorded bool, err error) {
+	rows, err := db.Query(ctx, `
 		SELECT EXISTS (
 			SELECT
 			FROM medianest.files AS f
 			WHERE f.path = @path
 		)`,
-		pgx.StrictNamedArgs{"path": path}).Scan(&recorded)
+		pgx.StrictNamedArgs{"path": path})
+	if err == nil {
+		recorded, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[bool])
+	}
 	if err != nil {
-		return false, fmt.Errorf("look for file %q: %w", path, interpret(err))
+		return false, fmt.Errorf("look for file %q: %w", path, err)
 	}
 	return recorded, nil
 }

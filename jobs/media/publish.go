@@ -174,15 +174,16 @@ func (l *Library) compare(ctx context.Context, rel string, p placement) (occupan
 	if !there.Mode().IsRegular() || (p.info != nil && there.Size() != p.info.Size()) {
 		return takenByOther, nil
 	}
-	if p.info != nil && os.SameFile(there, p.info) {
-		return takenBySame, nil
-	}
+	// Also of what this very call has placed before it was cut off: another may have taken it over since.
 	claimed, err := l.options.Claimed(ctx, rel)
 	if err != nil {
 		return free, fmt.Errorf("ask whose file %s is: %w", rel, err)
 	}
 	if claimed {
 		return takenByOther, nil
+	}
+	if p.info != nil && os.SameFile(there, p.info) {
+		return takenBySame, nil
 	}
 	file, err := l.openFile(rel)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -101,6 +101,11 @@ func TestPublish(t *testing.T) {
 		rel, err := b.Publish(t.Context(), second, "alice", "film.mp4", sum)
 		require.NoError(t, err)
 		require.Equal(t, "alice/film (2).mp4", rel)
+		// What it has placed itself, another address may have taken over since and have on record.
+		claimed = func(rel string) (bool, error) { return rel != "alice/film (3).mp4", nil }
+		rel, err = b.Publish(t.Context(), second, "alice", "film.mp4", sum)
+		require.NoError(t, err)
+		require.Equal(t, "alice/film (3).mp4", rel)
 		claimed = func(string) (bool, error) { return false, away }
 		third, sum := b.stage(t, "film")
 		_, err = b.Publish(t.Context(), third, "alice", "film.mp4", sum)
