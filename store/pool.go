@@ -48,6 +48,10 @@ type PoolOptions struct {
 
 	// Tracer observes every query. Optional.
 	Tracer pgx.QueryTracer
+
+	// Fit is asked before each use of a connection whether this process may use the database now; its error is that of
+	// the use. It must be quick. Optional.
+	Fit func() error
 }
 
 // OpenPool returns a pool for the options. It connects when first used, not here: a process starts, and answers that it
@@ -99,6 +103,9 @@ func poolConfig(o PoolOptions) (*pgxpool.Config, error) {
 		if _, ok := cfg.ConnConfig.RuntimeParams[name]; !ok || name == "role" {
 			cfg.ConnConfig.RuntimeParams[name] = value
 		}
+	}
+	if o.Fit != nil {
+		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { return true, o.Fit() }
 	}
 	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		readTimesAsUTC(conn.TypeMap())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -224,4 +225,28 @@ func TestRetryTxOutlivesADeadlock(t *testing.T) {
 	var sum int
 	require.NoError(t, pool.QueryRow(t.Context(), `SELECT sum(n) FROM n`).Scan(&sum))
 	require.Equal(t, 4, sum)
+}
+
+func TestPoolRefusesWhoIsNotFit(t *testing.T) {
+	t.Parallel()
+	asleep := errors.New("asleep")
+	var fit atomic.Pointer[error]
+	pool, err := store.OpenPool(t.Context(), store.PoolOptions{URL: storetest.DB(t), MaxConns: 1, Fit: func() error {
+		if err := fit.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}})
+	require.NoError(t, err)
+	defer pool.Close()
+	_, err = pool.Exec(t.Context(), `CREATE TABLE medianest.fit ()`)
+	require.NoError(t, err)
+	fit.Store(&asleep)
+	_, err = pool.Exec(t.Context(), `DROP TABLE medianest.fit`)
+	require.ErrorIs(t, err, asleep)
+	_, err = pool.Begin(t.Context())
+	require.ErrorIs(t, err, asleep)
+	fit.Store(nil)
+	_, err = pool.Exec(t.Context(), `DROP TABLE medianest.fit`)
+	require.NoError(t, err, "and the connection is still there")
 }

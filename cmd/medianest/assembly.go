@@ -92,6 +92,7 @@ type assembly struct {
 	library       *media.Library
 	queueID       string        // of a process that is the only one with it; else River makes one up
 	keeper        *guard.Keeper // of yt-dlp's guards
+	wake          queue.Wake
 	queue         *queue.Client
 	apiStore      *store.Store
 	workerStore   *store.Store

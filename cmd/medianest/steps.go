@@ -94,10 +94,14 @@ func (a *assembly) openPools(ctx context.Context) error {
 	if a.databaseURL == "" {
 		a.databaseURL = a.config.DatabaseURL.reveal()
 	}
+	var fit func() error
+	if a.works() {
+		fit = a.wake.Err
+	}
 	open := func(pool **pgxpool.Pool, role string, conns int32) error {
 		opened, err := store.OpenPool(ctx, store.PoolOptions{
 			URL: a.databaseURL, Role: role, MaxConns: conns,
-			AppName: "medianest-" + string(a.mode) + "-" + role, Tracer: a.telemetry.queryTracer(),
+			AppName: "medianest-" + string(a.mode) + "-" + role, Tracer: a.telemetry.queryTracer(), Fit: fit,
 		})
 		if err != nil {
 			return usageError("MEDIANEST_DATABASE_URL: %v", err)
@@ -207,6 +211,7 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 	options := queue.Options{
 		Pool: a.riverPool, Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 		ID: a.queueID, StopTimeout: a.config.StopTimeout / softStopShare, Presence: a.presence(),
+		Wake: &a.wake,
 	}
 	if a.works() {
 		a.workers = river.NewWorkers()

@@ -90,7 +90,8 @@ func (c *child) signal(t *testing.T, s syscall.Signal) {
 func workAsChild(args []string) int {
 	url, id, heedless := args[0], args[1], args[2] == "true"
 	ctx := context.Background()
-	pool, err := store.OpenPool(ctx, store.PoolOptions{URL: url, Role: store.RoleRiver})
+	wake := &queue.Wake{}
+	pool, err := store.OpenPool(ctx, store.PoolOptions{URL: url, Role: store.RoleRiver, Fit: wake.Err})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -113,6 +114,7 @@ func workAsChild(args []string) int {
 	}))
 	options := queue.Options{
 		Pool: pool, Logger: slog.New(slog.DiscardHandler), ID: id, Queues: map[string]int{"test": 4}, Workers: workers,
+		Wake: wake,
 	}
 	quick(&options)
 	options.Presence.OnOverslept = func(time.Duration) {

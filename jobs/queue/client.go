@@ -81,6 +81,10 @@ type Options struct {
 	// Presence says how this process proves to others that it lives.
 	Presence Presence
 
+	// Wake is what the pools of this process ask before each use of a connection (Fit in package store), so that nothing
+	// is written between the moment at which it wakes too late and the one at which it notices. Optional.
+	Wake *Wake
+
 	// Registerer takes the queue's metrics. Nil: they are not exposed.
 	Registerer prometheus.Registerer
 	// TracerProvider and MeterProvider of OpenTelemetry. Nil: neither spans nor metrics that way.

@@ -127,6 +127,7 @@ type presence struct {
 	pool    *pgxpool.Pool
 	log     *slog.Logger
 	metrics *metrics
+	wake    *Wake
 
 	drainAsked chan struct{} // closed when a drain was found to be asked for
 	kick       chan struct{} // makes the next renewal due
@@ -151,7 +152,7 @@ type attempt struct {
 
 func newPresence(o Options, p Presence, metrics *metrics) *presence {
 	return &presence{
-		Presence: p, queues: o.Queues, pool: o.Pool, log: o.Logger, metrics: metrics,
+		Presence: p, queues: o.Queues, pool: o.Pool, log: o.Logger, metrics: metrics, wake: cmp.Or(o.Wake, &Wake{}),
 		drainAsked: make(chan struct{}), kick: make(chan struct{}, 1),
 		running: make(map[int64]*attempt), ended: make(map[int64]time.Time), given: make(map[int64]time.Time),
 	}
@@ -365,6 +366,8 @@ func (p *presence) watchClock(ctx context.Context) {
 	ticker := time.NewTicker(max(p.TTL/50, time.Millisecond))
 	defer ticker.Stop()
 	last := sinceBoot()
+	p.wake.note(last, p.TTL)
+	defer p.wake.rest()
 	for {
 		select {
 		case <-ctx.Done():
@@ -381,6 +384,7 @@ func (p *presence) watchClock(ctx context.Context) {
 			}
 		}
 		last = now
+		p.wake.note(now, p.TTL)
 	}
 }
 
