@@ -14,8 +14,11 @@ import (
 
 const riverSchema = "river"
 
-// triggerNames are the triggers on river.river_job that feed the outbox.
-var triggerNames = []string{"medianest_delete", "medianest_insert", "medianest_update"}
+// triggerNames are the triggers on river.river_job that feed the outbox, and those of admission.
+var triggerNames = []string{
+	"medianest_delete", "medianest_gate_insert", "medianest_gate_update", "medianest_insert", "medianest_note_delete",
+	"medianest_note_insert", "medianest_note_update", "medianest_update",
+}
 
 // quiet keeps River's migrator, which logs "no migrations to apply" and the like, out of our log.
 var quiet = slog.New(slog.DiscardHandler)
@@ -58,6 +61,10 @@ func (r *runner) upRiverOne(ctx context.Context, tx pgx.Tx, migrator *rivermigra
 	if version >= latestRiver() {
 		return nil, nil
 	}
+	former, err := presentTriggers(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
 	if err := dropTriggers(ctx, tx); err != nil {
 		return nil, err
 	}
@@ -69,17 +76,39 @@ func (r *runner) upRiverOne(ctx context.Context, tx pgx.Tx, migrator *rivermigra
 	if len(res.Versions) == 0 {
 		return nil, nil
 	}
-	// On a new database there is no job table yet, or nothing that a trigger could call.
-	ready, err := triggersPossible(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
-	if ready {
-		if err := r.createTriggers(ctx, tx); err != nil {
+	// This build's triggers may call what one of our migrations, which follow, brings first.
+	for _, t := range former {
+		if _, err := tx.Exec(ctx, t.Definition); err != nil {
+			return nil, fmt.Errorf("put trigger %s back: %w", t.Name, err)
+		}
+		if err := markTrigger(ctx, tx, t.Name, t.Comment); err != nil {
 			return nil, err
 		}
 	}
 	return &res.Versions[0], nil
+}
+
+// trigger is one of ours as it is in the database.
+type trigger struct {
+	Name       string
+	Definition string
+	Comment    string
+}
+
+// presentTriggers are those of ours that are there; none on a new database, which has no job table yet.
+func presentTriggers(ctx context.Context, tx pgx.Tx) ([]trigger, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT t.tgname AS name, pg_get_triggerdef(t.oid) AS definition,
+			coalesce(obj_description(t.oid, 'pg_trigger'), '') AS comment
+		FROM pg_trigger AS t
+		JOIN pg_class AS c ON c.oid = t.tgrelid
+		JOIN pg_namespace AS n ON n.oid = c.relnamespace
+		WHERE n.nspname = 'river' AND c.relname = 'river_job' AND t.tgname = ANY ($1)
+		ORDER BY t.tgname`, triggerNames)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[trigger])
 }
 
 // installTriggers makes the triggers and grants anew and proves them. Until it commits, the former ones are in force.
@@ -118,33 +147,36 @@ func (r *runner) createTriggers(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for _, name := range triggerNames {
-		// COMMENT takes no parameters; a checksum needs no quoting.
-		if _, err := tx.Exec(ctx, `COMMENT ON TRIGGER `+name+` ON river.river_job IS '`+triggerComment(r.triggers)+`'`); err != nil {
-			return fmt.Errorf("mark trigger %s: %w", name, err)
+		if err := markTrigger(ctx, tx, name, triggerComment(r.triggers)); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func triggersPossible(ctx context.Context, tx pgx.Tx) (possible bool, err error) {
-	err = tx.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM pg_class c WHERE c.relname = 'river_job' AND c.relnamespace = 'river'::regnamespace)
-			AND 3 = (
-				SELECT count(*)
-				FROM pg_proc p
-				WHERE p.pronamespace = 'medianest'::regnamespace
-					AND p.proname IN ('on_job_insert', 'on_job_update', 'on_job_delete'))`).Scan(&possible)
-	return possible, err
+// markTrigger says which build's a trigger is.
+func markTrigger(ctx context.Context, tx pgx.Tx, name, comment string) error {
+	var sql string // COMMENT takes no parameters
+	err := tx.QueryRow(ctx, `
+		SELECT format('COMMENT ON TRIGGER %I ON river.river_job IS %L', $1::text, $2::text)`, name, comment).Scan(&sql)
+	if err == nil {
+		_, err = tx.Exec(ctx, sql)
+	}
+	if err != nil {
+		return fmt.Errorf("mark trigger %s: %w", name, err)
+	}
+	return nil
 }
 
-// canary puts a job through insert, update and delete, as the role that River's client has, looks for its events, and
-// takes all of it back. Triggers that exist but do not work would stop the queue or, worse, lose events silently.
+// canary puts a job through insert, update and delete, as the role that River's client has, and one with keys, which has
+// to wait for admission; it looks for their events and takes all of it back. Triggers that exist but do not work would
+// stop the queue or, worse, lose events silently.
 func canary(ctx context.Context, tx pgx.Tx) error {
 	found, err := canaryEvents(ctx, tx)
 	if err != nil {
 		return fmt.Errorf("prove triggers by a canary job: %w", err)
 	}
-	want := []string{" > available", "available > running", "running > deleted"}
+	want := []string{" > available", "available > running", "running > deleted", " > pending", "pending > deleted"}
 	if !slices.Equal(found, want) {
 		return fmt.Errorf("prove triggers by a canary job: its events are %q, want %q", found, want)
 	}
@@ -162,26 +194,45 @@ func canaryEvents(ctx context.Context, outer pgx.Tx) (_ []string, err error) {
 	if _, err := tx.Exec(ctx, `SET LOCAL ROLE medianest_river`); err != nil {
 		return nil, err
 	}
-	var id int64
+	var free, keyed int64
 	err = tx.QueryRow(ctx, `
 		INSERT INTO river.river_job (args, kind, max_attempts, queue)
 		VALUES ('{}', 'medianest_canary', 1, 'medianest_canary')
-		RETURNING id`).Scan(&id)
+		RETURNING id`).Scan(&free)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tx.Exec(ctx, `UPDATE river.river_job SET state = 'running' WHERE id = $1`, id); err != nil {
+	if _, err := tx.Exec(ctx, `UPDATE river.river_job SET state = 'running' WHERE id = $1`, free); err != nil {
 		return nil, err
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM river.river_job WHERE id = $1`, id); err != nil {
+	if _, err := tx.Exec(ctx, `DELETE FROM river.river_job WHERE id = $1`, free); err != nil {
+		return nil, err
+	}
+	err = tx.QueryRow(ctx, `
+		INSERT INTO river.river_job (args, kind, max_attempts, queue, metadata)
+		VALUES ('{}', 'medianest_canary', 1, 'medianest_canary', '{"keys": ["kind:medianest_canary"]}')
+		RETURNING id`).Scan(&keyed)
+	if err != nil {
+		return nil, err
+	}
+	var waits bool
+	err = tx.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM medianest.admission WHERE row_id = $1 AND admitted_at IS NULL)`, keyed).Scan(&waits)
+	if err != nil {
+		return nil, err
+	}
+	if !waits {
+		return nil, errors.New("the job with keys does not wait for admission")
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM river.river_job WHERE id = $1`, keyed); err != nil {
 		return nil, err
 	}
 	rows, err := tx.Query(ctx, `
 		SELECT previous_state || ' > ' || state
 		FROM medianest.event
-		WHERE job_id = $1
+		WHERE job_id IN ($1, $2)
 			AND xid = pg_current_xact_id()
-		ORDER BY id`, id)
+		ORDER BY id`, free, keyed)
 	if err != nil {
 		return nil, err
 	}

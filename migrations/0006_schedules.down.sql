@@ -1,0 +1,2 @@
+DROP TABLE medianest.schedule_run;
+DROP TABLE medianest.schedule;
