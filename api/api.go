@@ -30,6 +30,7 @@ type Store interface {
 	Downloads
 	Jobs
 	Workers
+	Limits
 }
 
 // ProgressSource is what the API needs of the progress bus.
@@ -62,6 +63,10 @@ type Options struct {
 	// Health says how the dependencies are, for /readyz. Without one the process is always ready.
 	Health func(ctx context.Context) []Check
 
+	// OnLimits is called after a limit was set or deleted: others may be admitted, or must wait again. It must not
+	// block. Optional: admission finds out by itself within a second.
+	OnLimits func()
+
 	// BasePath is what all paths begin with: empty, or "/x" without a slash at the end.
 	BasePath string
 
@@ -93,6 +98,7 @@ type API struct {
 	stream    Stream
 	riverUI   http.Handler
 	health    *health
+	onLimits  func()
 	basePath  string
 	publicURL *url.URL
 	version   string
@@ -120,9 +126,12 @@ func New(o Options) (*API, error) {
 		return nil, fmt.Errorf("api: base path %q must begin with a slash and not end with one", o.BasePath)
 	}
 	a := &API{
-		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI,
+		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI, onLimits: o.OnLimits,
 		basePath: o.BasePath, version: o.Version, log: o.Logger,
 		throttle: newThrottle(time.Now), crossOrigin: http.NewCrossOriginProtection(),
+	}
+	if a.onLimits == nil {
+		a.onLimits = func() {}
 	}
 	a.health = newHealth(o.Health, o.Version, o.Logger)
 	if o.PublicURL != "" {

@@ -18,6 +18,7 @@ const (
 	tagJobs      = "Jobs"
 	tagEvents    = "Events"
 	tagWorkers   = "Workers"
+	tagLimits    = "Limits"
 	tagUsers     = "Users"
 	tagHealth    = "Health"
 )
@@ -53,6 +54,7 @@ func (a *API) document() huma.Config {
 				{Name: tagJobs, Description: "The work in the queue, as it is done."},
 				{Name: tagEvents, Description: "What happens, as it happens."},
 				{Name: tagWorkers, Description: "The processes that do it."},
+				{Name: tagLimits, Description: "How much of it is done at a time, and how fast."},
 				{Name: tagUsers, Description: "Who uses the platform."},
 				{Name: tagHealth, Description: "For probes and load balancers. These need no token."},
 			},

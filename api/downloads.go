@@ -42,8 +42,9 @@ type Download struct {
 	Title        string     `json:"title" doc:"Empty until it is known." example:"A walk in the woods"`
 	IsCollection bool       `json:"is_collection" doc:"A page, playlist or feed: it has items (list them by parent_id) and no files of its own."`
 	State        string     `json:"state" enum:"queued,waiting,running,paused,completed,failed,cancelled" doc:"queued: waits for a worker. waiting: for something else, see waiting_on. running: a worker is at it. completed, failed and cancelled are ends, until it is tried again." example:"running"`
-	WaitingOn    string     `json:"waiting_on,omitempty" doc:"What a waiting download waits for; retry is the pause before the next try."`
-	NextTryAt    *time.Time `json:"next_try_at,omitempty" doc:"When a waiting download is tried again."`
+	WaitingOn    string     `json:"waiting_on,omitempty" doc:"What a waiting download waits for. retry: the pause before the next try. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced."`
+	NextTryAt    *time.Time `json:"next_try_at,omitempty" doc:"When a waiting download is tried again, at the earliest."`
+	Waiting      *Waiting   `json:"waiting,omitempty" doc:"Why its job waits in the queue, and where in line. It is looked up when the download is: the event stream tells of such a download as queued, and the answer to a new one does not tell it yet."`
 	JobID        string     `json:"job_id,omitempty" doc:"The job that fetches it: the same for all users who wish for the same." example:"42"`
 	Progress     *Progress  `json:"progress,omitempty" doc:"How far it is while it runs."`
 	Children     *Children  `json:"children,omitempty" doc:"How many of a collection's items are in which state."`
@@ -254,7 +255,7 @@ func (a *API) handleDeleteDownload(ctx context.Context, input *downloadInput) (*
 
 // presentDownload is the download as clients see it. Its progress, and that of a collection's items, is looked up.
 func (a *API) presentDownload(ctx context.Context, d store.Download) Download {
-	if d.State == store.StateWaiting && d.FailureReason == "" && d.JobID != nil {
+	if d.State == store.StateWaiting && d.Waiting == nil && d.FailureReason == "" && d.JobID != nil {
 		if job, err := a.store.FindJob(ctx, *d.JobID, viewerOf(ctx)); err == nil { // it may be gone by now
 			d.FailureReason = job.Reason
 		}
@@ -303,7 +304,7 @@ func (a *API) presentDownloads(ctx context.Context, downloads []store.Download) 
 func mapDownload(d store.Download, p *store.Progress, runningDone float64) Download {
 	mapped := Download{
 		ID: d.ID, UserID: d.UserID, ParentID: d.ParentID, URL: d.URL, Profile: d.Profile, Title: d.Title,
-		IsCollection: d.IsCollection, State: d.State, WaitingOn: d.WaitingOn, NextTryAt: d.NextTryAt,
+		IsCollection: d.IsCollection, State: d.State, WaitingOn: d.WaitingOn, NextTryAt: d.NextTryAt, Waiting: mapWaiting(d.Waiting),
 		Files: make([]File, 0, len(d.Files)), CreatedAt: d.CreatedAt, StartedAt: d.StartedAt, FinishedAt: d.FinishedAt,
 	}
 	if d.JobID != nil {

@@ -115,7 +115,7 @@ func TestEventsEndToEnd(t *testing.T) {
 	var job client.JobStateEvent
 	require.NoError(t, seen[client.EventJobState].Decode(&job))
 	require.Equal(t, d.JobID, job.JobID)
-	require.Equal(t, "available", job.State)
+	require.Equal(t, "pending", job.State)
 	require.Empty(t, job.PreviousState)
 	require.Equal(t, d.ID, job.Subject.ID)
 	var download client.DownloadStateEvent

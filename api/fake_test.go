@@ -75,6 +75,22 @@ func (f *fakeStore) AskDrain(ctx context.Context, id string) (store.Worker, erro
 	return store.Worker{ID: id}, f.fail(ctx)
 }
 
+func (f *fakeStore) ListLimits(ctx context.Context, _ string, _ int) ([]store.Limit, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) FindLimit(ctx context.Context, key string) (store.Limit, error) {
+	return store.Limit{Key: key}, f.fail(ctx)
+}
+
+func (f *fakeStore) SetLimit(ctx context.Context, l store.Limit) (store.Limit, error) {
+	return l, f.fail(ctx)
+}
+
+func (f *fakeStore) DeleteLimit(ctx context.Context, _ string) error {
+	return f.fail(ctx)
+}
+
 func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }

@@ -28,7 +28,7 @@ type Job struct {
 	ID           string      `json:"id" doc:"Identifies the job; a number too large for some programs, hence a string." example:"42"`
 	Kind         string      `json:"kind" doc:"What is to be done." example:"download"`
 	Queue        string      `json:"queue" doc:"Where it waits." example:"download"`
-	State        string      `json:"state" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"River's state. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at." example:"running"`
+	State        string      `json:"state" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"River's state. pending: it waits for its limits, or for a worker to have room; see waiting. available: a worker takes it next. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at." example:"running"`
 	Reason       string      `json:"reason,omitempty" doc:"Why the last attempt failed; from the same list as a download's failure." example:"network"`
 	Priority     int         `json:"priority" doc:"1 goes first, 4 last." example:"1"`
 	Attempt      int         `json:"attempt" doc:"Which attempt it is in, or was." example:"1"`
@@ -41,6 +41,7 @@ type Job struct {
 	AttemptedBy  []string    `json:"attempted_by" nullable:"false" doc:"Which workers had it, by their ids: the last ten, the last one last."`
 	Errors       []JobError  `json:"errors" nullable:"false" doc:"What went wrong, attempt by attempt; in lists, the last time only."`
 	Progress     *Progress   `json:"progress,omitempty" doc:"How far it is while it runs."`
+	Waiting      *Waiting    `json:"waiting,omitempty" doc:"Why it is pending, and where in line."`
 	DownloadIDs  []uuid.UUID `json:"download_ids" format:"uuid" nullable:"false" doc:"The downloads, of those that you may see, that it is or was for; 100 at most."`
 }
 
@@ -181,8 +182,8 @@ func mapJob(job store.Job) Job {
 		ID: strconv.FormatInt(job.ID, 10), Kind: job.Kind, Queue: job.Queue, State: job.State, Reason: job.Reason,
 		Priority: job.Priority, Attempt: job.Attempt, MaxAttempts: job.MaxAttempts,
 		CreatedAt: job.CreatedAt, ScheduledAt: job.ScheduledAt, AttemptedAt: job.AttemptedAt, FinalizedAt: job.FinalizedAt,
-		IsCancelling: job.CancelAsked,
-		AttemptedBy:  append([]string{}, job.AttemptedBy...), DownloadIDs: append([]uuid.UUID{}, job.DownloadIDs...),
+		IsCancelling: job.CancelAsked, Waiting: mapWaiting(job.Waiting),
+		AttemptedBy: append([]string{}, job.AttemptedBy...), DownloadIDs: append([]uuid.UUID{}, job.DownloadIDs...),
 		Errors: make([]JobError, 0, len(job.Errors)),
 	}
 	for _, e := range job.Errors {

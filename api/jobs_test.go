@@ -49,7 +49,7 @@ func TestListJobs(t *testing.T) {
 	require.Equal(t, shared.ID, berts[1].DownloadIDs[0])
 	require.Len(t, berts[1].DownloadIDs, 1, "others' downloads are not told")
 
-	require.Len(t, b.jobs(b.anna, "?kind=download&queue=download&state=available,running").Items, 5)
+	require.Len(t, b.jobs(b.anna, "?kind=download&queue=download&state=pending,running").Items, 5)
 	require.Empty(t, b.jobs(b.anna, "?kind=remove_files").Items)
 	require.Empty(t, b.jobs(b.anna, "?state=completed").Items)
 
@@ -81,7 +81,7 @@ func TestCancelAndRetryJob(t *testing.T) {
 	retried := post("/retry")
 	require.Equal(t, http.StatusAccepted, retried.status, "body: %s", retried.body)
 	retried.into(&job)
-	require.Equal(t, "available", job.State)
+	require.Equal(t, "pending", job.State)
 
 	b.exec("UPDATE river.river_job SET state = 'running' WHERE id = $1", jobOf(t, d))
 	b.exec("UPDATE medianest.downloads SET state = 'running' WHERE id = $1", d.ID) // as the outbox's consumer does

@@ -173,6 +173,8 @@ func location(field string) string {
 	switch field {
 	case "cursor", "limit", "state":
 		return "query." + field
+	case "key":
+		return "path." + field
 	case "idempotency_key":
 		return "header.Idempotency-Key"
 	}

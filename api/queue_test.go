@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	"github.com/google/uuid"
@@ -39,10 +40,13 @@ func newRiverQueue(t testing.TB, pool *pgxpool.Pool) riverQueue {
 	return riverQueue{client: client}
 }
 
-func (q riverQueue) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, contentIDs []uuid.UUID) ([]int64, error) {
-	ids := make([]int64, len(contentIDs))
-	for i, id := range contentIDs {
-		result, err := q.client.InsertTx(ctx, tx, downloadArgs{ContentID: id}, &river.InsertOpts{Queue: "download", MaxAttempts: 8})
+func (q riverQueue) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []store.NewFetch) ([]int64, error) {
+	ids := make([]int64, len(fetches))
+	for i, f := range fetches {
+		result, err := q.client.InsertTx(ctx, tx, downloadArgs{ContentID: f.ContentID}, &river.InsertOpts{
+			Queue: "download", MaxAttempts: 8,
+			Metadata: fmt.Appendf(nil, `{"keys": ["kind:download", "host:%s", "user:%s"]}`, f.Host, f.UserID),
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -368,7 +368,7 @@ func TestGeneratedClient(t *testing.T) {
 	job, err := c.FindJobWithResponse(t.Context(), *made.JSON202.JobID)
 	require.NoError(t, err)
 	require.NoError(t, client.Fault(job))
-	require.Equal(t, client.JobStateAvailable, job.JSON200.State)
+	require.Equal(t, client.JobStatePending, job.JSON200.State)
 
 	gone, err := c.DeleteDownloadWithResponse(t.Context(), made.JSON202.ID)
 	require.NoError(t, err)

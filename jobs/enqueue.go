@@ -2,10 +2,10 @@ package jobs
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
@@ -26,37 +26,43 @@ func NewEnqueuer(client *queue.Client) *Enqueuer {
 	return &Enqueuer{client: client.River()}
 }
 
-// EnqueueDownloadsTx inserts one download job for each content, all in one statement, and returns their ids in the
-// same order.
-func (e *Enqueuer) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, contentIDs []uuid.UUID) ([]int64, error) {
-	args := make([]river.JobArgs, len(contentIDs))
-	for i, id := range contentIDs {
-		args[i] = DownloadArgs{ContentID: id}
+// EnqueueDownloadsTx inserts one download job for each fetch, all in one statement, and returns their ids in the same
+// order. Each names the keys of its limits: those that nobody limits cost nothing, and one that is limited later binds
+// what waits already.
+func (e *Enqueuer) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []store.NewFetch) ([]int64, error) {
+	params := make([]river.InsertManyParams, len(fetches))
+	for i, f := range fetches {
+		args := DownloadArgs{ContentID: f.ContentID}
+		keys := []string{"kind:" + args.Kind(), "user:" + f.UserID.String()}
+		if f.Host != "" {
+			keys = append(keys, "host:"+f.Host)
+		}
+		metadata, err := json.Marshal(map[string][]string{"keys": keys})
+		if err != nil {
+			return nil, fmt.Errorf("enqueue content %s: %w", f.ContentID, err)
+		}
+		params[i] = river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Metadata: metadata}}
 	}
-	return e.insertTx(ctx, tx, args)
+	return e.insertTx(ctx, tx, params)
 }
 
 // EnqueueRemoveFilesTx inserts one job for each view, all in one statement.
 func (e *Enqueuer) EnqueueRemoveFilesTx(ctx context.Context, tx pgx.Tx, views []store.ContentView) error {
-	args := make([]river.JobArgs, len(views))
+	params := make([]river.InsertManyParams, len(views))
 	for i, v := range views {
-		args[i] = RemoveFilesArgs{UserID: v.UserID, ContentID: v.ContentID}
+		params[i].Args = RemoveFilesArgs{UserID: v.UserID, ContentID: v.ContentID}
 	}
-	_, err := e.insertTx(ctx, tx, args)
+	_, err := e.insertTx(ctx, tx, params)
 	return err
 }
 
-func (e *Enqueuer) insertTx(ctx context.Context, tx pgx.Tx, args []river.JobArgs) ([]int64, error) {
-	if len(args) == 0 {
+func (e *Enqueuer) insertTx(ctx context.Context, tx pgx.Tx, params []river.InsertManyParams) ([]int64, error) {
+	if len(params) == 0 {
 		return nil, nil
-	}
-	params := make([]river.InsertManyParams, len(args))
-	for i, a := range args {
-		params[i].Args = a
 	}
 	results, err := e.client.InsertManyTx(ctx, tx, params)
 	if err != nil {
-		return nil, fmt.Errorf("insert %d jobs of kind %s: %w", len(args), args[0].Kind(), err)
+		return nil, fmt.Errorf("insert %d jobs of kind %s: %w", len(params), params[0].Args.Kind(), err)
 	}
 	ids := make([]int64, len(results))
 	for i, r := range results {

@@ -149,13 +149,15 @@ func (b *bundle) start(t *testing.T, client *queue.Client) {
 	})
 }
 
-// consume moves the downloads' states after their jobs', until the test's end.
+// consume moves the downloads' states after their jobs', and admits jobs, until the test's end.
 func (b *bundle) consume(t *testing.T) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	outbox := store.NewOutbox(store.OutboxOptions{Store: b.api, Logger: b.log, Holder: t.Name()})
+	admission := queue.NewAdmission(storetest.OpenPool(t, b.url, store.RoleRiver), b.log)
+	outbox := store.NewOutbox(store.OutboxOptions{Store: b.api, Logger: b.log, Holder: t.Name(), OnTick: admission.Ring})
 	var running sync.WaitGroup
 	running.Go(func() { _ = outbox.Run(ctx) })
+	running.Go(func() { _ = admission.Run(ctx) })
 	t.Cleanup(func() {
 		stop()
 		running.Wait()

@@ -36,6 +36,8 @@ type Library interface {
 	Link(ctx context.Context, existing, userName, fileName string, sum []byte) (rel string, err error)
 	// Remove removes a file; one that is gone is no error.
 	Remove(rel string) error
+	// SweepStaging removes what fetches have left of contents that are not to be kept.
+	SweepStaging(keep func(contentID uuid.UUID) bool) error
 }
 
 // errNotThere says that a wish cannot be met with what is in the library.

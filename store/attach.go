@@ -38,9 +38,16 @@ func (j lockedJob) attachment() attachment {
 	return a
 }
 
+// need is a locked content that has to be fetched, and for whom: whose job it is where a new one is made.
+type need struct {
+	lockedContent
+
+	UserID uuid.UUID
+}
+
 // attachOrEnqueue gives each of the locked contents a job that will end after this transaction, and makes it the
 // content's. The contents' jobs are locked, and given.
-func (s *Store) attachOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedContent, jobs map[int64]lockedJob) (map[uuid.UUID]attachment, error) {
+func (s *Store) attachOrEnqueue(ctx context.Context, tx pgx.Tx, contents []need, jobs map[int64]lockedJob) (map[uuid.UUID]attachment, error) {
 	attachments, fresh, err := s.findOrEnqueue(ctx, tx, contents, jobs)
 	if err != nil || len(fresh) == 0 {
 		return attachments, err
@@ -63,8 +70,9 @@ func (s *Store) attachOrEnqueue(ctx context.Context, tx pgx.Tx, contents []locke
 
 // findOrEnqueue finds the job that is at each content, or else enqueues one. It is left to the caller to write down the
 // fresh ones.
-func (s *Store) findOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedContent, jobs map[int64]lockedJob) (_ map[uuid.UUID]attachment, fresh []uuid.UUID, err error) {
+func (s *Store) findOrEnqueue(ctx context.Context, tx pgx.Tx, contents []need, jobs map[int64]lockedJob) (_ map[uuid.UUID]attachment, fresh []uuid.UUID, err error) {
 	attachments := make(map[uuid.UUID]attachment, len(contents))
+	var fetches []NewFetch
 	for _, c := range contents {
 		// A job whose end is asked for is left to die: its last wish was cancelled, this one is new.
 		if c.JobID != nil {
@@ -74,6 +82,7 @@ func (s *Store) findOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedC
 			}
 		}
 		fresh = append(fresh, c.ID)
+		fetches = append(fetches, NewFetch{ContentID: c.ID, Host: hostOf(c.URL), UserID: c.UserID})
 	}
 	if len(fresh) == 0 {
 		return attachments, nil, nil
@@ -81,7 +90,7 @@ func (s *Store) findOrEnqueue(ctx context.Context, tx pgx.Tx, contents []lockedC
 	if s.queue == nil {
 		return nil, nil, errNoQueue
 	}
-	jobIDs, err := s.queue.EnqueueDownloadsTx(ctx, tx, fresh)
+	jobIDs, err := s.queue.EnqueueDownloadsTx(ctx, tx, fetches)
 	if err != nil {
 		return nil, nil, fmt.Errorf("enqueue downloads: %w", err)
 	}

@@ -65,10 +65,13 @@ func newRiverQueue(t testing.TB, pool *pgxpool.Pool) riverQueue {
 	return riverQueue{client: client}
 }
 
-func (q riverQueue) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, contentIDs []uuid.UUID) ([]int64, error) {
-	params := make([]river.InsertManyParams, len(contentIDs))
-	for i, id := range contentIDs {
-		params[i] = river.InsertManyParams{Args: downloadArgs{ContentID: id}, InsertOpts: &river.InsertOpts{Queue: "download", MaxAttempts: 8}}
+func (q riverQueue) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []store.NewFetch) ([]int64, error) {
+	params := make([]river.InsertManyParams, len(fetches))
+	for i, f := range fetches {
+		params[i] = river.InsertManyParams{Args: downloadArgs{ContentID: f.ContentID}, InsertOpts: &river.InsertOpts{
+			Queue: "download", MaxAttempts: 8,
+			Metadata: fmt.Appendf(nil, `{"keys": ["kind:download", "host:%s", "user:%s"]}`, f.Host, f.UserID),
+		}}
 	}
 	results, err := q.client.InsertManyTx(ctx, tx, params)
 	if err != nil {

@@ -20,7 +20,7 @@ func TestCancelDownload(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, store.StateCancelled, got.State)
 	require.NotNil(t, got.FinishedAt)
-	require.Equal(t, "available", b.jobState(*anns.JobID))
+	require.Equal(t, "pending", b.jobState(*anns.JobID))
 	require.Equal(t, store.StateQueued, b.find(bens).State)
 
 	again, err := b.api.CancelDownload(ctx, anns.ID, ann.Viewer())
@@ -87,7 +87,7 @@ func TestCancelOfACollection(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, store.StateCancelled, got.State)
 	require.Equal(t, &store.ChildCounts{Total: 4, Completed: 1, Failed: 1, Cancelled: 2}, got.Children)
-	require.Equal(t, "available", b.jobState(*kids[2].JobID), "another user's wish was hurt")
+	require.Equal(t, "pending", b.jobState(*kids[2].JobID), "another user's wish was hurt")
 	require.Equal(t, "cancelled", b.jobState(*kids[3].JobID))
 	require.Equal(t, store.StateQueued, b.find(bens).State)
 }
@@ -145,5 +145,5 @@ func TestCancelLeavesTheUsersOtherWish(t *testing.T) {
 	_, err := b.api.CancelDownload(t.Context(), list.ID, ann.Viewer())
 	require.NoError(t, err)
 	require.Equal(t, store.StateQueued, b.find(alone).State)
-	require.Equal(t, "available", b.jobState(*alone.JobID))
+	require.Equal(t, "pending", b.jobState(*alone.JobID))
 }

@@ -264,7 +264,7 @@ func (c *chaos) act(ctx context.Context, r *rand.Rand) error {
 	}
 }
 
-// work fetches one job as River does, and ends it by publishing or expanding: the first two addresses are pages of the
+// work fetches one job, admitted or not, as River does, and ends it by publishing or expanding: the first two addresses are pages of the
 // others, and of each other.
 func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 	var (
@@ -277,7 +277,7 @@ func (c *chaos) work(ctx context.Context, r *rand.Rand) error {
 		WHERE id = (
 			SELECT j.id
 			FROM river.river_job AS j
-			WHERE j.kind = 'download' AND j.state = 'available'
+			WHERE j.kind = 'download' AND j.state IN ('pending', 'available')
 			ORDER BY random()
 			LIMIT 1
 			FOR UPDATE SKIP LOCKED
@@ -339,7 +339,7 @@ func (c *chaos) river(ctx context.Context, _ *rand.Rand) error {
 		WITH shuffled AS (
 			SELECT j.id, random() AS roll
 			FROM river.river_job AS j
-			WHERE j.finalized_at IS NULL AND j.state <> 'available'
+			WHERE j.finalized_at IS NULL AND j.state NOT IN ('pending', 'available')
 			ORDER BY random()
 			LIMIT 50
 		), locked AS (

@@ -36,12 +36,13 @@ const contentColumns = `c.id, c.key, c.url, c.profile, c.job_id, c.generation, c
 type lockedContent struct {
 	ID       uuid.UUID
 	Key      string
+	URL      string
 	JobID    *int64
 	Title    string
 	StagedOn string
 }
 
-const lockedContentColumns = `c.id, c.key, c.job_id, c.title, c.staged_on`
+const lockedContentColumns = `c.id, c.key, c.url, c.job_id, c.title, c.staged_on`
 
 // Wish is a download that follows a job and that its user has not cancelled.
 type Wish struct {

@@ -101,7 +101,7 @@ func lockOrMakeContent(ctx context.Context, tx pgx.Tx, n NewDownload) (content l
 		RETURNING `+lockedContentColumns+`, c.xmax = 0`,
 		pgx.StrictNamedArgs{
 			"id": uuid.Must(uuid.NewV7()), "key": storedKey(n.ContentKey), "url": n.URL, "profile": n.Profile,
-		}).Scan(&content.ID, &content.Key, &content.JobID, &content.Title, &content.StagedOn, &made)
+		}).Scan(&content.ID, &content.Key, &content.URL, &content.JobID, &content.Title, &content.StagedOn, &made)
 	if err != nil {
 		return lockedContent{}, false, fmt.Errorf("lock content: %w", err)
 	}
@@ -141,12 +141,11 @@ func activeTopLevel(ctx context.Context, tx pgx.Tx, userID, contentID, except uu
 }
 
 func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n NewDownload, content lockedContent) (Download, error) {
-	contents := []lockedContent{content}
-	jobs, err := lockJobs(ctx, tx, jobsOf(contents))
+	jobs, err := lockJobs(ctx, tx, jobsOf([]lockedContent{content}))
 	if err != nil {
 		return Download{}, err
 	}
-	attachments, _, err := s.findOrEnqueue(ctx, tx, contents, jobs)
+	attachments, _, err := s.findOrEnqueue(ctx, tx, []need{{content, n.UserID}}, jobs)
 	if err != nil {
 		return Download{}, err
 	}

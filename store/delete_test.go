@@ -29,7 +29,7 @@ func TestDeleteDownload(t *testing.T) {
 	_, err := b.api.FindDownload(ctx, anns.ID, ann.Viewer())
 	require.ErrorIs(t, err, store.ErrNotFound)
 	require.ErrorIs(t, b.api.DeleteDownload(ctx, anns.ID, ann.Viewer()), store.ErrNotFound)
-	require.Equal(t, "available", b.jobState(*bens.JobID))
+	require.Equal(t, "pending", b.jobState(*bens.JobID))
 	require.Zero(t, b.removals(ann, anns), "there was no file to remove")
 
 	require.NoError(t, b.api.DeleteDownload(ctx, bens.ID, ben.Viewer()))
@@ -106,7 +106,7 @@ func TestDeleteOfACollection(t *testing.T) {
 	require.NoError(t, b.api.DeleteDownload(ctx, list.ID, ann.Viewer()))
 	require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.downloads`))
 	require.Equal(t, 1, b.removals(ann, kids[0]))
-	require.Equal(t, "available", b.jobState(*bens.JobID))
+	require.Equal(t, "pending", b.jobState(*bens.JobID))
 	for _, d := range grandkids {
 		require.Equal(t, "cancelled", b.jobState(*d.JobID))
 	}

@@ -26,9 +26,11 @@ const (
 
 // What a waiting download waits on.
 const (
-	WaitingOnRetry = "retry" // the pause after a failed attempt
-	WaitingOnDisk  = "disk"  // space on the media volume
-	WaitingOnLive  = "live"  // the start of a premiere or live event
+	WaitingOnRetry   = "retry"   // the pause after a failed attempt
+	WaitingOnLimit   = "limit"   // a limit or a pace; see Waiting
+	WaitingOnBreaker = "breaker" // the end of a site's trouble; see Waiting
+	WaitingOnDisk    = "disk"    // space on the media volume
+	WaitingOnLive    = "live"    // the start of a premiere or live event
 )
 
 // parked is the state of a download whose job is scheduled: put off by its worker for a reason, or for none.
@@ -71,8 +73,22 @@ type Download struct {
 	CreatedAt     time.Time
 	StartedAt     *time.Time
 	FinishedAt    *time.Time
+	Waiting       *Waiting     `db:"-"` // what its job waits for in the queue, else nil
 	Files         []File       `db:"-"` // by path
 	Children      *ChildCounts `db:"-"` // of a collection, else nil
+}
+
+// wait has the download show what its job waits for: one that is kept as queued is waiting where it is for one of its
+// keys.
+func (d *Download) wait(w Waiting) {
+	d.Waiting = &w
+	if !w.held() {
+		return
+	}
+	d.State, d.WaitingOn, d.NextTryAt = StateWaiting, WaitingOnLimit, w.NotBefore
+	if w.Reason == WaitsForBreaker {
+		d.WaitingOn = WaitingOnBreaker
+	}
 }
 
 // ChildCounts says how many children of a collection are in which state.
@@ -118,6 +134,8 @@ func findDownload(ctx context.Context, db rowQuerier, id uuid.UUID, v Viewer) (D
 		where: "p.id = @id AND (@admin OR p.user_id = @user_id)",
 		order: "p.id",
 		args:  pgx.StrictNamedArgs{"id": id, "admin": v.Admin, "user_id": v.UserID, "limit": 1},
+		asked: v,
+		ofOne: true,
 	})
 	if err != nil {
 		return Download{}, err
@@ -135,7 +153,13 @@ func (s *Store) ListDownloads(ctx context.Context, f DownloadFilter) (page []Dow
 	if err != nil {
 		return nil, "", err
 	}
-	q, err := listQuery(f, limit)
+	var closed gates
+	if slices.Contains(f.States, StateQueued) != slices.Contains(f.States, StateWaiting) {
+		if closed, err = queryGates(ctx, s.pool); err != nil {
+			return nil, "", fmt.Errorf("list downloads: %w", interpret(err))
+		}
+	}
+	q, err := listQuery(f, limit, closed)
 	if err != nil {
 		return nil, "", err
 	}
@@ -159,12 +183,16 @@ func (s *Store) ListDownloads(ctx context.Context, f DownloadFilter) (page []Dow
 type downloadQuery struct {
 	where, order string
 	args         pgx.StrictNamedArgs
+	asked        Viewer // who asks
+	ofOne        bool   // tell more, which takes longer
 }
 
 // listQuery asks for one more than the page, which tells whether there is another. Conditions that do not apply are
 // left out rather than made true by a parameter: the plan is the index's either way.
-func listQuery(f DownloadFilter, limit int) (downloadQuery, error) {
-	q := downloadQuery{args: pgx.StrictNamedArgs{"limit": limit + 1}}
+//
+// With the closed gates, those that wait for a limit count as waiting; they are kept as queued.
+func listQuery(f DownloadFilter, limit int, closed gates) (downloadQuery, error) {
+	q := downloadQuery{args: pgx.StrictNamedArgs{"limit": limit + 1}, asked: f.Viewer}
 	var where []string
 	if !f.Viewer.Admin {
 		where = append(where, "p.user_id = @user_id")
@@ -176,8 +204,20 @@ func listQuery(f DownloadFilter, limit int) (downloadQuery, error) {
 				return downloadQuery{}, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(allStates, " ")}
 			}
 		}
+		states := f.States
+		queued, waiting := slices.Contains(states, StateQueued), slices.Contains(states, StateWaiting)
+		if queued != waiting {
+			switch limited := closed.limited("p.job_id", q.args); {
+			case limited == "false":
+			case queued:
+				where = append(where, "NOT (p.state = 'queued' AND "+limited+")")
+			default:
+				states = append(slices.Clone(states), StateQueued)
+				where = append(where, "(p.state <> 'queued' OR "+limited+")")
+			}
+		}
 		where = append(where, "p.state = ANY(@states)")
-		q.args["states"] = f.States
+		q.args["states"] = states
 	}
 	if f.ParentID == nil {
 		where = append(where, "p.parent_id IS NULL")
@@ -235,7 +275,7 @@ func (q downloadQuery) sql() string {
 				count(*) FILTER (WHERE c.state = 'failed') AS failed,
 				count(*) FILTER (WHERE c.state = 'cancelled') AS cancelled
 			FROM medianest.downloads AS c
-			WHERE c.parent_id = d.id
+			WHERE c.parent_id = d.id AND d.is_collection -- nothing is read for what is none
 		) AS n ON d.is_collection
 		ORDER BY ` + strings.ReplaceAll(q.order, "p.", "d.")
 }
@@ -258,7 +298,8 @@ func (r downloadRow) download() Download {
 	return d
 }
 
-// queryDownloads reads the downloads first and then their files: those of a completed one are there.
+// queryDownloads reads the downloads first, then what they wait for, and then their files: those of a completed one are
+// there.
 func queryDownloads(ctx context.Context, db rowQuerier, q downloadQuery) ([]Download, error) {
 	rows, err := db.Query(ctx, q.sql(), q.args)
 	if err != nil {
@@ -270,6 +311,9 @@ func queryDownloads(ctx context.Context, db rowQuerier, q downloadQuery) ([]Down
 	})
 	if err != nil || len(list) == 0 {
 		return list, err
+	}
+	if err := addWaiting(ctx, db, list, q); err != nil {
+		return nil, err
 	}
 	views := make([]ContentView, len(list))
 	for i, d := range list {
@@ -288,6 +332,49 @@ func queryDownloads(ctx context.Context, db rowQuerier, q downloadQuery) ([]Down
 		list[i].Files = byView[views[i]]
 	}
 	return list, nil
+}
+
+// addWaiting adds what the queued ones of the downloads wait for, and the items of collections.
+func addWaiting(ctx context.Context, db rowQuerier, list []Download, q downloadQuery) error {
+	var (
+		jobs        []int64
+		collections []uuid.UUID
+	)
+	for _, d := range list {
+		if d.State == StateQueued && d.JobID != nil {
+			jobs = append(jobs, *d.JobID)
+		}
+		if d.Children != nil && d.Children.Queued > 0 {
+			collections = append(collections, d.ID)
+		}
+	}
+	waiting, closed, err := queryWaiting(ctx, db, jobs, q.asked, q.ofOne)
+	if err != nil {
+		return err
+	}
+	if closed == nil && len(collections) > 0 {
+		if closed, err = queryGates(ctx, db); err != nil {
+			return err
+		}
+	}
+	limited, err := queryLimited(ctx, db, closed, collections)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		d := &list[i]
+		if n := limited[d.ID]; n > 0 {
+			n = min(n, d.Children.Queued)
+			d.Children.Queued, d.Children.Waiting = d.Children.Queued-n, d.Children.Waiting+n
+		}
+		if d.State != StateQueued || d.JobID == nil {
+			continue
+		}
+		if w, ok := waiting[*d.JobID]; ok {
+			d.wait(w)
+		}
+	}
+	return nil
 }
 
 // Cursors are opaque to clients: the last row's place in the order, and nothing that says more than the row did.

@@ -227,13 +227,14 @@ func (x *expansion) addChildren(ctx context.Context) error {
 	var (
 		fresh  []newChild
 		again  []treeRow
-		needed []lockedContent
+		needed []need
 		isIn   = make(map[uuid.UUID]bool)
 	)
-	need := func(c lockedContent) {
+	// Wishes are in the order in which they were asked for: the first user's it is.
+	want := func(c lockedContent, userID uuid.UUID) {
 		if !isIn[c.ID] {
 			isIn[c.ID] = true
-			needed = append(needed, c)
+			needed = append(needed, need{c, userID})
 		}
 	}
 	for _, w := range x.wishes {
@@ -248,10 +249,10 @@ func (x *expansion) addChildren(ctx context.Context) error {
 			switch {
 			case !exists:
 				fresh = append(fresh, newChild{parent: w, position: i, content: content, entry: e})
-				need(content)
+				want(content, w.UserID)
 			case child.State == StateFailed || child.State == StateCancelled:
 				again = append(again, child)
-				need(content)
+				want(content, w.UserID)
 			}
 		}
 		if kept == 0 {

@@ -1,6 +1,10 @@
 package store
 
-import "github.com/jackc/pgx/v5"
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+)
 
 // What tests look at from outside the package, where storetest can be imported.
 
@@ -11,9 +15,25 @@ const TrimBatch = trimBatch
 
 // DownloadsQuery is the statement of a page.
 func DownloadsQuery(f DownloadFilter) (string, pgx.StrictNamedArgs, error) {
-	q, err := listQuery(f, f.Limit)
+	q, err := listQuery(f, f.Limit, nil)
 	return q.sql(), q.args, err
 }
 
 // JobsQuery is the statement of a page.
 func JobsQuery(f JobFilter) (string, pgx.StrictNamedArgs, error) { return listJobsQuery(f, f.Limit) }
+
+// GatesSQL is the look at all limits.
+var GatesSQL = gatesSQL
+
+// PositionQuery is the statement that counts the line before a row.
+func PositionQuery(ctx context.Context, db rowQuerier, row int64) (string, pgx.StrictNamedArgs, error) {
+	rows, err := db.Query(ctx, `
+		SELECT a.row_id AS job_id, a.row_id, a.queue, a.priority, a.keys, a.user_key, a.scheduled_at, false AS is_put_off, a.blocked_on
+		FROM medianest.admission AS a
+		WHERE a.row_id = $1`, row)
+	if err != nil {
+		return "", nil, err
+	}
+	w, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[waiter])
+	return positionSQL, w.positionArgs(), err
+}

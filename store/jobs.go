@@ -37,6 +37,7 @@ type Job struct {
 	Errors      []JobError  // of failed attempts, oldest first; in a list only the last
 	Reason      string      // why the last attempt ended, from the closed list; "" if it says nothing
 	CancelAsked bool        // it runs, and its end is asked for
+	Waiting     *Waiting    `db:"-"` // what it waits for in the queue, else nil
 	DownloadIDs []uuid.UUID // that follow or followed it and that the viewer may see, oldest first, 100 at most
 }
 
@@ -96,7 +97,33 @@ func findJob(ctx context.Context, db rowQuerier, id int64, v Viewer) (Job, error
 	if err != nil {
 		return Job{}, err
 	}
-	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Job])
+	job, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Job])
+	if err != nil {
+		return Job{}, err
+	}
+	jobs := []Job{job}
+	err = addJobsWaiting(ctx, db, jobs, v, true)
+	return jobs[0], err
+}
+
+// addJobsWaiting adds what those of the jobs wait for that wait for admission.
+func addJobsWaiting(ctx context.Context, db rowQuerier, jobs []Job, v Viewer, ofOne bool) error {
+	var pending []int64
+	for _, j := range jobs {
+		if j.State == "pending" {
+			pending = append(pending, j.ID)
+		}
+	}
+	waiting, _, err := queryWaiting(ctx, db, pending, v, ofOne)
+	if err != nil {
+		return err
+	}
+	for i, j := range jobs {
+		if w, ok := waiting[j.ID]; ok && j.State == "pending" {
+			jobs[i].Waiting = &w
+		}
+	}
+	return nil
 }
 
 // ListJobs returns a page, and the cursor of the next one, or "" after the last.
@@ -120,6 +147,9 @@ func (s *Store) ListJobs(ctx context.Context, f JobFilter) (page []Job, next str
 	if len(page) > limit {
 		page = page[:limit]
 		next = jobCursor(page[limit-1], f.Viewer)
+	}
+	if err := addJobsWaiting(ctx, s.pool, page, f.Viewer, false); err != nil {
+		return nil, "", fmt.Errorf("list jobs: %w", interpret(err))
 	}
 	return page, next, nil
 }

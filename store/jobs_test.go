@@ -122,7 +122,7 @@ func TestCancelJobIsTheViewersOwn(t *testing.T) {
 
 	job, err := b.api.CancelJob(ctx, *anns.JobID, ann.Viewer())
 	require.NoError(t, err)
-	require.Equal(t, "available", job.State, "another user wishes for it")
+	require.Equal(t, "pending", job.State, "another user wishes for it")
 	require.Equal(t, store.StateCancelled, b.find(anns).State)
 	require.Equal(t, store.StateQueued, b.find(bens).State)
 	_, err = b.api.CancelJob(ctx, *anns.JobID, ann.Viewer())
@@ -182,7 +182,7 @@ func TestRetryJob(t *testing.T) {
 	b.end(anns, "discarded", store.StateFailed)
 	job, err := b.api.RetryJob(ctx, *anns.JobID, ann.Viewer())
 	require.NoError(t, err)
-	require.Equal(t, "available", job.State)
+	require.Equal(t, "pending", job.State)
 	followers := func() []store.Wish {
 		wishes, err := b.worker.Wishes(ctx, anns.ContentID, *anns.JobID)
 		require.NoError(t, err)
@@ -209,7 +209,7 @@ func TestRetryJobThatNobodyWishesFor(t *testing.T) {
 
 	_, err = b.api.RetryJob(t.Context(), *d.JobID, ann.Viewer())
 	require.NoError(t, err)
-	require.Equal(t, "available", b.jobState(*d.JobID))
+	require.Equal(t, "pending", b.jobState(*d.JobID))
 }
 
 func TestRetryJobThatAnotherFollowed(t *testing.T) {

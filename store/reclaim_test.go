@@ -30,6 +30,7 @@ func reclaim(ctx context.Context, db execer, row int64) (bool, error) {
 			SELECT j.id, nextval('river.river_job_id_seq') AS successor
 			FROM river.river_job AS j
 			WHERE j.id = $1 AND j.state = 'running' AND NOT j.metadata ? 'cancel_attempted_at'
+				AND set_config('medianest.admit', 'on', true) = 'on' -- it keeps the limits that it holds
 			FOR UPDATE SKIP LOCKED
 		), old AS (
 			UPDATE river.river_job AS j
@@ -148,7 +149,7 @@ func TestJobKeepsItsIDFromRowToRow(t *testing.T) {
 	got := b.requireState(d, store.StateCompleted)
 	require.Equal(t, d.JobID, got.JobID)
 	require.Len(t, got.Files, 1)
-	states := []string{"available", "running", "available", "running", "available", "running", "completed"}
+	states := []string{"pending", "running", "available", "running", "available", "running", "completed"}
 	require.Equal(t, states, b.chain(*d.JobID))
 
 	// River UI can bring any of River's rows back. A superseded one speaks for no job.
@@ -174,7 +175,7 @@ func TestListJobsFromRowToRow(t *testing.T) {
 	for _, v := range []store.Viewer{ann.Viewer(), {Admin: true}} {
 		for _, limit := range []int{1, 2, 9} {
 			seen := make(map[int64]bool)
-			for f := (store.JobFilter{Viewer: v, Limit: limit, States: []string{"available", "discarded"}}); ; {
+			for f := (store.JobFilter{Viewer: v, Limit: limit, States: []string{"pending", "available", "discarded"}}); ; {
 				page, next, err := b.api.ListJobs(t.Context(), f)
 				require.NoError(t, err)
 				for _, j := range page {
@@ -265,7 +266,7 @@ func TestCancelAndRetryFromRowToRow(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, *d.JobID, job.ID)
 			require.Equal(t, successor, job.Row)
-			require.Equal(t, "available", job.State)
+			require.Equal(t, "pending", job.State)
 			b.requireState(d, store.StateQueued)
 		}
 	}
@@ -320,7 +321,7 @@ func TestReclaimWhileItsRowIsWaitedFor(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, "cancelled", b.jobState(int64(b.currentRow(*d.JobID))))
 				b.requireState(d, store.StateCancelled)
-				require.Equal(t, []string{"available", "running", "available", "cancelled"}, b.chain(*d.JobID))
+				require.Equal(t, []string{"pending", "running", "available", "cancelled"}, b.chain(*d.JobID))
 			},
 		},
 		"CancelJob": {
@@ -418,7 +419,7 @@ func TestReclaimWhilePublishing(t *testing.T) {
 	require.False(t, lost())
 	require.Equal(t, rowOf(d), b.currentRow(*d.JobID))
 	require.Len(t, b.requireState(d, store.StateCompleted).Files, 1)
-	require.Equal(t, []string{"available", "running", "completed"}, b.chain(*d.JobID))
+	require.Equal(t, []string{"pending", "running", "completed"}, b.chain(*d.JobID))
 }
 
 // An expansion locks the jobs of its items without waiting for one while it holds another.

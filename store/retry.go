@@ -46,7 +46,7 @@ func (s *Store) RetryDownload(ctx context.Context, id uuid.UUID, v Viewer) (Down
 				return fmt.Errorf("download %s of the same is active: %w", *other, ErrConflict)
 			}
 		}
-		attachments, err := s.attachOrEnqueue(ctx, tx, []lockedContent{content}, jobs)
+		attachments, err := s.attachOrEnqueue(ctx, tx, []need{{content, row.UserID}}, jobs)
 		if err != nil {
 			return err
 		}

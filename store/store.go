@@ -15,8 +15,8 @@ import (
 // Queue is what the store needs of the job queue. Every method works inside the caller's transaction, so that a job and
 // the row it is about are committed together or not at all.
 type Queue interface {
-	// EnqueueDownloadsTx inserts one download job for each content and returns their ids in the same order.
-	EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, contentIDs []uuid.UUID) ([]int64, error)
+	// EnqueueDownloadsTx inserts one download job for each fetch and returns their ids in the same order.
+	EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []NewFetch) ([]int64, error)
 
 	// EnqueueRemoveFilesTx inserts one job for each view, which removes the view's files from the library.
 	EnqueueRemoveFilesTx(ctx context.Context, tx pgx.Tx, views []ContentView) error
@@ -27,6 +27,13 @@ type Queue interface {
 
 	// RetryTx makes a job that is not running available now.
 	RetryTx(ctx context.Context, tx pgx.Tx, row JobRow) error
+}
+
+// NewFetch is a content to be fetched, and what the job's limits go by.
+type NewFetch struct {
+	ContentID uuid.UUID
+	Host      string    // the site that it is fetched from, as limits name it; "" if there is none
+	UserID    uuid.UUID // who asked for it first
 }
 
 // ContentView is one user's view of a content: the paths in the library that are this user's.

@@ -183,6 +183,30 @@ func (e UserRole) Valid() bool {
 	}
 }
 
+// Defines values for WaitingReason.
+const (
+	WaitingReasonBreaker WaitingReason = "breaker"
+	WaitingReasonLimit   WaitingReason = "limit"
+	WaitingReasonPace    WaitingReason = "pace"
+	WaitingReasonSlots   WaitingReason = "slots"
+)
+
+// Valid indicates whether the value is a known member of the WaitingReason enum.
+func (e WaitingReason) Valid() bool {
+	switch e {
+	case WaitingReasonBreaker:
+		return true
+	case WaitingReasonLimit:
+		return true
+	case WaitingReasonPace:
+		return true
+	case WaitingReasonSlots:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for WorkerMode.
 const (
 	Serve WorkerMode = "serve"
@@ -378,7 +402,7 @@ type Download struct {
 	// Example: 42
 	JobID *string `json:"job_id,omitempty"`
 
-	// NextTryAt When a waiting download is tried again.
+	// NextTryAt When a waiting download is tried again, at the earliest.
 	NextTryAt *time.Time `json:"next_try_at,omitempty"`
 
 	// ParentID The collection that it is an item of.
@@ -409,9 +433,10 @@ type Download struct {
 	URL string `json:"url"`
 
 	// UserID Whose wish it is.
-	UserID openapi_types.UUID `json:"user_id"`
+	UserID  openapi_types.UUID `json:"user_id"`
+	Waiting *Waiting           `json:"waiting,omitempty"`
 
-	// WaitingOn What a waiting download waits for; retry is the pause before the next try.
+	// WaitingOn What a waiting download waits for. retry: the pause before the next try. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced.
 	WaitingOn *string `json:"waiting_on,omitempty"`
 }
 
@@ -564,13 +589,14 @@ type Job struct {
 	// ScheduledAt From when on it may run.
 	ScheduledAt time.Time `json:"scheduled_at"`
 
-	// State River's state. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at.
+	// State River's state. pending: it waits for its limits, or for a worker to have room; see waiting. available: a worker takes it next. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at.
 	//
 	// Example: running
-	State JobState `json:"state"`
+	State   JobState `json:"state"`
+	Waiting *Waiting `json:"waiting,omitempty"`
 }
 
-// JobState River's state. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at.
+// JobState River's state. pending: it waits for its limits, or for a worker to have room; see waiting. available: a worker takes it next. discarded: all attempts failed. retryable: it failed and is tried again at scheduled_at.
 //
 // Example: running
 type JobState string
@@ -598,6 +624,87 @@ type JobList struct {
 
 	// NextCursor Asks for the next page; missing on the last one.
 	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// Limit defines model for Limit.
+type Limit struct {
+	// JitterS Up to so many seconds more, each time another number of them.
+	//
+	// Example: 10
+	JitterS float64 `json:"jitter_s"`
+
+	// Key What is limited: host:, user: (with the id), kind:, service:, cookie: or queue: and a name, or * for each of the form that has no limit of its own.
+	//
+	// Example: host:youtube.com
+	Key string `json:"key"`
+
+	// MaxRunning How many jobs run at a time; with 0 none begins. Missing: as many as there are workers for.
+	//
+	// Example: 2
+	MaxRunning *int64 `json:"max_running,omitempty"`
+
+	// MaxStarts How many begin within period_s.
+	//
+	// Example: 100
+	MaxStarts *int64 `json:"max_starts,omitempty"`
+
+	// PeriodS In seconds, together with max_starts.
+	//
+	// Example: 3600
+	PeriodS *int64 `json:"period_s,omitempty"`
+
+	// Running How many jobs run under the key now, those included that are about to; missing with *.
+	//
+	// Example: 1
+	Running *int64 `json:"running,omitempty"`
+
+	// SpacingS How many seconds lie between two that begin, at least.
+	//
+	// Example: 10
+	SpacingS float64 `json:"spacing_s"`
+
+	// UpdatedAt When it was set.
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// UpdatedBy Who set it; missing where the platform did.
+	UpdatedBy *openapi_types.UUID `json:"updated_by,omitempty"`
+}
+
+// LimitList defines model for LimitList.
+type LimitList struct {
+	// Items The page.
+	Items []Limit `json:"items"`
+
+	// NextCursor Asks for the next page; missing on the last one.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// LimitRequest defines model for LimitRequest.
+type LimitRequest struct {
+	// JitterS Up to so many seconds more, each time another number of them.
+	//
+	// Example: 10
+	JitterS *float64 `json:"jitter_s,omitempty"`
+
+	// MaxRunning How many jobs run at a time; with 0 none begins.
+	//
+	// Example: 2
+	MaxRunning *int64 `json:"max_running,omitempty"`
+
+	// MaxStarts How many begin within period_s.
+	//
+	// Example: 100
+	MaxStarts *int64 `json:"max_starts,omitempty"`
+
+	// PeriodS In seconds, together with max_starts.
+	//
+	// Example: 3600
+	PeriodS *int64 `json:"period_s,omitempty"`
+
+	// SpacingS How many seconds lie between two that begin, at least.
+	//
+	// Example: 10
+	SpacingS *float64 `json:"spacing_s,omitempty"`
 }
 
 // Liveness defines model for Liveness.
@@ -722,6 +829,32 @@ type User struct {
 
 // UserRole What the user may do. An admin sees everything of everybody.
 type UserRole string
+
+// Waiting defines model for Waiting.
+type Waiting struct {
+	// Key The first of its keys that has no room; see the limits. Where it is another user's, the name is not told.
+	//
+	// Example: host:youtube.com
+	Key *string `json:"key,omitempty"`
+
+	// NotBefore When it may begin at the earliest, if that is known.
+	NotBefore *time.Time `json:"not_before,omitempty"`
+
+	// Position Its place in line by what is known now, of those that wait for the same: 1 is next, 1000 is that or more. Users are served in turn, so a user's first job is not behind all of another's. Told where one is shown, not in lists.
+	//
+	// Example: 3
+	Position *int64 `json:"position,omitempty"`
+
+	// Reason limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+	//
+	// Example: limit
+	Reason WaitingReason `json:"reason"`
+}
+
+// WaitingReason limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+//
+// Example: limit
+type WaitingReason string
 
 // Worker defines model for Worker.
 type Worker struct {
@@ -856,8 +989,20 @@ type ListJobsParams struct {
 // ListJobsParamsState defines parameters for ListJobs.
 type ListJobsParamsState string
 
+// ListLimitsParams defines parameters for ListLimits.
+type ListLimitsParams struct {
+	// Cursor The next_cursor of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many at most.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // CreateDownloadJSONRequestBody defines body for CreateDownload for application/json ContentType.
 type CreateDownloadJSONRequestBody = DownloadRequest
+
+// SetLimitJSONRequestBody defines body for SetLimit for application/json ContentType.
+type SetLimitJSONRequestBody = LimitRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1056,6 +1201,53 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
 	RetryJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListLimits List limits
+	//
+	// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+	//
+	// Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
+	ListLimits(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteLimit Delete a limit
+	//
+	// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+	//
+	// Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
+	DeleteLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FindLimit Show a limit
+	//
+	// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+	//
+	// Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
+	FindLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetLimitWithBody Set a limit
+	//
+	// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+	//
+	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+	//
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+	SetLimitWithBody(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetLimit Set a limit
+	//
+	// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+	//
+	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+	//
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+	SetLimit(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FindMe Who am I?
 	//
@@ -1327,6 +1519,103 @@ func (c *Client) CancelJob(ctx context.Context, id string, reqEditors ...Request
 // Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
 func (c *Client) RetryJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRetryJobRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListLimits List limits
+//
+// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+//
+// Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
+func (c *Client) ListLimits(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListLimitsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteLimit Delete a limit
+//
+// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+//
+// Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
+func (c *Client) DeleteLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteLimitRequest(c.Server, key)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FindLimit Show a limit
+//
+// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+//
+// Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
+func (c *Client) FindLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFindLimitRequest(c.Server, key)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetLimitWithBody Set a limit
+//
+// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+//
+// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+//
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+func (c *Client) SetLimitWithBody(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetLimitRequestWithBody(c.Server, key, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetLimit Set a limit
+//
+// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+//
+// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+//
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+func (c *Client) SetLimit(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetLimitRequest(c.Server, key, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2033,6 +2322,187 @@ func NewRetryJobRequest(server string, id string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListLimitsRequest constructs an http.Request for the ListLimits method
+func NewListLimitsRequest(server string, params *ListLimitsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/limits")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteLimitRequest constructs an http.Request for the DeleteLimit method
+func NewDeleteLimitRequest(server string, key string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/limits/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewFindLimitRequest constructs an http.Request for the FindLimit method
+func NewFindLimitRequest(server string, key string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/limits/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetLimitRequest calls the generic SetLimit builder with application/json body
+func NewSetLimitRequest(server string, key string, body SetLimitJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetLimitRequestWithBody(server, key, "application/json", bodyReader)
+}
+
+// NewSetLimitRequestWithBody constructs an http.Request for the SetLimit method, with any body, and a specified content type
+func NewSetLimitRequestWithBody(server string, key string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/limits/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewFindMeRequest constructs an http.Request for the FindMe method
 func NewFindMeRequest(server string) (*http.Request, error) {
 	var err error
@@ -2362,6 +2832,59 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
 	RetryJobWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*RetryJobResponse, error)
+
+	// ListLimitsWithResponse List limits
+	//
+	// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
+	ListLimitsWithResponse(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*ListLimitsResponse, error)
+
+	// DeleteLimitWithResponse Delete a limit
+	//
+	// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
+	DeleteLimitWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*DeleteLimitResponse, error)
+
+	// FindLimitWithResponse Show a limit
+	//
+	// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
+	FindLimitWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*FindLimitResponse, error)
+
+	// SetLimitWithBodyWithResponse Set a limit
+	//
+	// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+	//
+	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+	//
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+	SetLimitWithBodyWithResponse(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetLimitResponse, error)
+
+	// SetLimitWithResponse Set a limit
+	//
+	// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+	//
+	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+	//
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+	SetLimitWithResponse(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLimitResponse, error)
 
 	// FindMeWithResponse Who am I?
 	//
@@ -3147,6 +3670,282 @@ func (r RetryJobResponse) ContentType() string {
 	return ""
 }
 
+type ListLimitsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *LimitList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListLimitsResponse) GetJSON200() *LimitList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListLimitsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ListLimitsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListLimitsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListLimitsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListLimitsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListLimitsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListLimitsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteLimitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DeleteLimitResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeleteLimitResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r DeleteLimitResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteLimitResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteLimitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteLimitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteLimitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteLimitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type FindLimitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Limit
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FindLimitResponse) GetJSON200() *Limit {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindLimitResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r FindLimitResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r FindLimitResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FindLimitResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FindLimitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FindLimitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FindLimitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FindLimitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetLimitResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Limit
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetLimitResponse) GetJSON200() *Limit {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetLimitResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetLimitResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetLimitResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetLimitResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetLimitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type FindMeResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -3643,6 +4442,89 @@ func (c *ClientWithResponses) RetryJobWithResponse(ctx context.Context, id strin
 		return nil, err
 	}
 	return ParseRetryJobResponse(rsp)
+}
+
+// ListLimitsWithResponse List limits
+//
+// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
+func (c *ClientWithResponses) ListLimitsWithResponse(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*ListLimitsResponse, error) {
+	rsp, err := c.ListLimits(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListLimitsResponse(rsp)
+}
+
+// DeleteLimitWithResponse Delete a limit
+//
+// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
+func (c *ClientWithResponses) DeleteLimitWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*DeleteLimitResponse, error) {
+	rsp, err := c.DeleteLimit(ctx, key, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteLimitResponse(rsp)
+}
+
+// FindLimitWithResponse Show a limit
+//
+// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
+func (c *ClientWithResponses) FindLimitWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*FindLimitResponse, error) {
+	rsp, err := c.FindLimit(ctx, key, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFindLimitResponse(rsp)
+}
+
+// SetLimitWithBodyWithResponse Set a limit
+//
+// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+//
+// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+//
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+func (c *ClientWithResponses) SetLimitWithBodyWithResponse(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetLimitResponse, error) {
+	rsp, err := c.SetLimitWithBody(ctx, key, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetLimitResponse(rsp)
+}
+
+// SetLimitWithResponse Set a limit
+//
+// Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.
+//
+// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
+//
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
+func (c *ClientWithResponses) SetLimitWithResponse(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLimitResponse, error) {
+	rsp, err := c.SetLimit(ctx, key, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetLimitResponse(rsp)
 }
 
 // FindMeWithResponse Who am I?
@@ -4285,6 +5167,225 @@ func ParseRetryJobResponse(rsp *http.Response) (*RetryJobResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListLimitsResponse parses an HTTP response from a ListLimitsWithResponse call
+func ParseListLimitsResponse(rsp *http.Response) (*ListLimitsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListLimitsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest LimitList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteLimitResponse parses an HTTP response from a DeleteLimitWithResponse call
+func ParseDeleteLimitResponse(rsp *http.Response) (*DeleteLimitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteLimitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFindLimitResponse parses an HTTP response from a FindLimitWithResponse call
+func ParseFindLimitResponse(rsp *http.Response) (*FindLimitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FindLimitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Limit
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetLimitResponse parses an HTTP response from a SetLimitWithResponse call
+func ParseSetLimitResponse(rsp *http.Response) (*SetLimitResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetLimitResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Limit
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem

@@ -212,6 +212,11 @@ func fromAPI(d client.Download) remoteDownload {
 	if d.ParentID != nil {
 		r.ParentID = d.ParentID.String()
 	}
+	if w := d.Waiting; w != nil {
+		r.Waiting = &remoteWaiting{
+			Reason: string(w.Reason), Key: value(w.Key), Position: int(value(w.Position)), NotBefore: w.NotBefore,
+		}
+	}
 	if p := d.Progress; p != nil {
 		r.Progress = &remoteProgress{
 			Phase: value(p.Phase), Percent: p.Percent, DownloadedBytes: value(p.DownloadedBytes), TotalBytes: value(p.TotalBytes),

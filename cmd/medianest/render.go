@@ -45,7 +45,7 @@ func (s screen) frame(t *tracker, now time.Time) []string {
 		for _, child := range root.children {
 			switch {
 			case child.final():
-			case child.State == stateQueued:
+			case child.State == stateQueued, child.Waiting != nil:
 				waiting++
 			default:
 				add(s.line(child, 2, now))
@@ -230,12 +230,30 @@ func progressText(p remoteProgress) string {
 
 func waitingText(i *item, now time.Time) string {
 	text := "waiting"
+	if i.Waiting != nil {
+		return text + limitText(*i.Waiting, now)
+	}
 	if i.Failure != nil && i.Failure.Reason != "" {
 		text += " (" + strings.ReplaceAll(i.Failure.Reason, "_", " ") + ")"
 	}
 	if i.NextTryAt != nil {
 		if left := i.NextTryAt.Sub(now); left > 0 {
 			text += ", next try in " + clockText(left)
+		}
+	}
+	return text
+}
+
+// limitText tells what somebody waits for in the queue. The stream does not tell when that changes, so it is no more than
+// what stays true for a while.
+func limitText(w remoteWaiting, now time.Time) string {
+	if w.Key == "" {
+		return " for a free worker"
+	}
+	text := " (" + w.Reason + " of " + printable(w.Key) + ")"
+	if w.NotBefore != nil {
+		if left := w.NotBefore.Sub(now); left > 0 {
+			text += ", not before " + clockText(left)
 		}
 	}
 	return text

@@ -61,6 +61,30 @@ func TestFrameFitsAnyTerminal(t *testing.T) {
 	}
 }
 
+// What waits in the queue says for what, and many of it take one line.
+func TestWaitingForLimits(t *testing.T) {
+	t.Parallel()
+	soon := renderNow.Add(12 * time.Second)
+	tr := newTracker()
+	for text, w := range map[string]remoteWaiting{
+		"waiting (limit of user:*)":                             {Reason: "limit", Key: "user:*"},
+		"waiting (pace of host:example.org), not before 0:12":   {Reason: "pace", Key: "host:example.org", NotBefore: &soon},
+		"waiting (breaker of host:a [2Jb.org), not before 0:12": {Reason: "breaker", Key: "host:a\x1b[2Jb.org", NotBefore: &soon},
+		"waiting for a free worker":                             {Reason: "slots", NotBefore: &renderNow},
+	} {
+		i := tr.want(remoteDownload{ID: text, State: stateWaiting, Waiting: &w})
+		require.Equal(t, text, waitingText(i, renderNow))
+	}
+	tr = newTracker()
+	tr.want(remoteDownload{ID: "page", State: stateRunning, IsCollection: true})
+	for _, id := range []string{"a", "b", "c"} {
+		tr.update(remoteDownload{ID: id, ParentID: "page", State: stateWaiting, Waiting: &remoteWaiting{Reason: "limit", Key: "user:*"}})
+	}
+	lines := screen{80, 24, true}.frame(tr, renderNow)
+	require.Len(t, lines, 2)
+	require.Contains(t, lines[1], "3 more in the queue")
+}
+
 // A title cannot act on the terminal that shows it.
 func TestPrintable(t *testing.T) {
 	t.Parallel()

@@ -213,6 +213,11 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 		ID: a.queueID, StopTimeout: a.config.StopTimeout / softStopShare, Presence: a.presence(),
 		Wake: &a.wake,
 	}
+	a.admission = queue.NewAdmission(a.riverPool, a.log)
+	if err := a.admission.Register(a.telemetry.registry); err != nil {
+		return err
+	}
+	options.OnFree = a.admission.Ring
 	if a.works() {
 		a.workers = river.NewWorkers()
 		options.Queues, options.Workers = a.config.WorkerQueues, a.workers
@@ -300,10 +305,20 @@ func (a *assembly) startOutbox(context.Context) error {
 	if a.apiStore == nil {
 		options.Store = a.workerStore
 	}
-	if a.hub != nil {
-		options.OnTick = a.hub.Ring
+	options.OnTick = func() {
+		a.admission.Ring()
+		if a.hub != nil {
+			a.hub.Ring()
+		}
 	}
 	a.life.start(unit{name: "outbox", run: store.NewOutbox(options).Run})
+	return nil
+}
+
+// startAdmission starts what decides which of the jobs that wait for limits may begin. Any process does; they take
+// turns.
+func (a *assembly) startAdmission(context.Context) error {
+	a.life.start(unit{name: "admission", run: a.admission.Run})
 	return nil
 }
 
@@ -370,7 +385,7 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 		return err
 	}
 	handler, err := api.New(api.Options{
-		Store: a.apiStore, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look,
+		Store: a.apiStore, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring,
 		BasePath: a.config.BasePath, PublicURL: a.config.PublicURL, Version: buildVersion(),
 		Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 	})

@@ -26,11 +26,19 @@ type remoteDownload struct {
 	State        string          `json:"state"`
 	WaitingOn    string          `json:"waiting_on,omitempty"`
 	NextTryAt    *time.Time      `json:"next_try_at,omitempty"`
+	Waiting      *remoteWaiting  `json:"waiting,omitempty"`
 	JobID        string          `json:"job_id,omitempty"`
 	IsCollection bool            `json:"is_collection,omitempty"`
 	Progress     *remoteProgress `json:"progress,omitempty"`
 	Files        []remoteFile    `json:"files,omitempty"`
 	Failure      *remoteFailure  `json:"failure,omitempty"`
+}
+
+type remoteWaiting struct {
+	Reason    string     `json:"reason"`
+	Key       string     `json:"key,omitempty"`
+	Position  int        `json:"position,omitempty"`
+	NotBefore *time.Time `json:"not_before,omitempty"`
 }
 
 type remoteProgress struct {

@@ -43,7 +43,7 @@ func TestUp(t *testing.T) {
 	d := ask(t, c, siteURL+"/plain.mp4")
 	d = awaitState(t, c, d, stateCompleted)
 	require.Equal(t, []string{">queued", "queued>running", "running>completed"}, events.ofDownload(d.ID.String(), stateCompleted))
-	require.Equal(t, []string{">available", "available>running", "running>completed"}, events.ofJob(*d.JobID, stateCompleted))
+	require.Equal(t, []string{">pending", "pending>available", "available>running", "running>completed"}, events.ofJob(*d.JobID, stateCompleted))
 	want, err := site.SHA256("plain.mp4")
 	require.NoError(t, err)
 	requireFile(t, h, d, want)
@@ -109,6 +109,30 @@ func TestUp(t *testing.T) {
 		require.Contains(t, get(t, up.url+"/river/api/jobs?limit=1", "Authorization", "Bearer "+h.token(t)), `"kind":"download"`)
 		require.Contains(t, get(t, up.url+"/river/api/states", "Authorization", "Bearer "+h.token(t)), `"completed"`)
 		require.Contains(t, get(t, up.url+"/river/api/jobs"), "unauthenticated")
+	})
+	t.Run("LimitsThatItBeginsWith", func(t *testing.T) { //nolint:paralleltest // the same
+		answer, err := c.ListLimitsWithResponse(t.Context(), &client.ListLimitsParams{})
+		require.NoError(t, err)
+		var keys []string
+		for _, l := range answer.JSON200.Items {
+			keys = append(keys, l.Key)
+		}
+		require.Equal(t, []string{"host:youtube.com", "kind:download", "user:*"}, keys)
+
+		// None may begin: what is asked for waits and says why, until one may.
+		none, some := int64(0), int64(2)
+		set := func(n *int64) {
+			answer, err := c.SetLimitWithResponse(t.Context(), "user:*", client.LimitRequest{MaxRunning: n})
+			require.NoError(t, err)
+			require.NotNil(t, answer.JSON200, "%s", answer.Body)
+		}
+		set(&none)
+		waits := ask(t, c, siteURL+"/items/3.mp4")
+		waits = awaitState(t, c, waits, stateWaiting)
+		require.Equal(t, client.WaitingReason("limit"), waits.Waiting.Reason)
+		require.True(t, strings.HasPrefix(*waits.Waiting.Key, "user:"))
+		set(&some)
+		awaitState(t, c, waits, stateCompleted)
 	})
 
 	t.Logf("resident memory after all that: %d KiB", residentKiB(t, up.command.Process.Pid))

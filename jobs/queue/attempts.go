@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 	"go.opentelemetry.io/otel/attribute"
@@ -24,6 +25,11 @@ const (
 	metadataReason        = "reason"
 	metadataReasonAttempt = "reason_attempt"
 )
+
+// metadataKeys are the keys, an array of strings, under which a job needs admission.
+const metadataKeys = "keys"
+
+const freeTimeout = 2 * time.Second
 
 // refusedPause is how long a job rests that was fetched by a process that may not work it. Such a process has some of
 // its connections only, and would fetch the job again at once.
@@ -52,6 +58,7 @@ type attempts struct {
 	log      *slog.Logger
 	metrics  *metrics
 	presence *presence
+	onFree   func() // keys were freed
 }
 
 var _ rivertype.WorkerMiddleware = (*attempts)(nil)
@@ -75,7 +82,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.setReason(ctx, job, "")
 	}
 
-	workCtx, release := a.presence.enter(ctx, job.ID)
+	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, PublicID(job)), job.ID)
 	ended := false
 	defer func() {
 		cause := release()
@@ -98,10 +105,34 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 	if err = context.Cause(workCtx); errors.Is(err, ErrFenced) {
 		err = &refused{err}
 	} else {
-		err = work(workCtx)
+		if err = work(workCtx); err == nil && workCtx.Err() == nil {
+			a.free(ctx, job)
+		}
 	}
 	ended = true
 	return err
+}
+
+// free completes a job that holds keys at once, and closes the breakers that it was the probe of: River writes ends in
+// batches, up to a quarter of a second later, and the next job under the same keys would wait for it. What fails here
+// River does then.
+func (a *attempts) free(ctx context.Context, job *rivertype.JobRow) {
+	if !bytes.Contains(job.Metadata, []byte(`"`+metadataKeys+`"`)) {
+		return
+	}
+	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), freeTimeout, errTooLong)
+	defer stop()
+	batch := &pgx.Batch{}
+	batch.Queue(`
+		UPDATE river.river_job
+		SET state = 'completed', finalized_at = now()
+		WHERE id = $1 AND state = 'running' AND attempt = $2`, job.ID, job.Attempt)
+	batch.Queue(`DELETE FROM medianest.breaker WHERE probe_job = $1`, PublicID(job))
+	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
+		a.log.LogAttrs(ctx, slog.LevelDebug, "job's keys not freed at once", append(logAttrs(job), slog.Any("err", err))...)
+		return
+	}
+	a.onFree()
 }
 
 // refused is an attempt that did not begin because its process is cut off.

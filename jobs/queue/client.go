@@ -78,6 +78,10 @@ type Options struct {
 	// the longest timeout of any kind. Zero means DefaultRescueAfter.
 	RescueAfter time.Duration
 
+	// OnFree is called when a job that holds keys has ended here: others may be admitted. It must not block. Optional;
+	// an admission that is not rung finds out by itself.
+	OnFree func()
+
 	// Presence says how this process proves to others that it lives.
 	Presence Presence
 
@@ -123,6 +127,9 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("assemble queue client: %w", err)
 	}
+	if o.OnFree == nil {
+		o.OnFree = func() {}
+	}
 	metrics := newMetrics()
 	c := &Client{
 		pool:        o.Pool,
@@ -141,7 +148,7 @@ func New(o Options) (*Client, error) {
 		// River tells of each failed attempt at info; the attempts middleware does so in this platform's terms.
 		Logger:        slog.New(quieter{o.Logger.Handler()}),
 		FetchCooldown: notifyWindow,
-		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, presence: c.presence}),
+		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, presence: c.presence, onFree: o.OnFree}),
 	}
 	if working {
 		config.Workers = o.Workers

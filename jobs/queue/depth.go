@@ -29,6 +29,7 @@ type depth struct {
 	jobs    *prometheus.Desc
 	age     *prometheus.Desc
 	workers *prometheus.Desc
+	waiting *prometheus.Desc
 	up      *prometheus.Desc
 
 	mu    sync.Mutex
@@ -41,6 +42,14 @@ type depth struct {
 type fleet struct {
 	queues  []queueDepth
 	workers []workersInState
+	waiting []waitingOn
+}
+
+// waitingOn counts the jobs of a queue that wait for admission, by what they wait for.
+type waitingOn struct {
+	Queue string
+	On    string // the form of the key that has no room (host, user, kind, ...), or "slot"
+	Jobs  int64
 }
 
 // workersInState counts the processes of a mode in a state.
@@ -74,6 +83,10 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 		workers: prometheus.NewDesc("medianest_workers",
 			"Processes of the fleet, by mode (up, serve, work) and state (running, draining, drained, lost).",
 			[]string{"mode", "state"}, nil),
+		waiting: prometheus.NewDesc("medianest_admission_waiting_jobs",
+			fmt.Sprintf("Jobs that wait for admission, by queue and by what they wait for: the form of a key without room (host, user, "+
+				"kind, ...) or a free slot. Counting stops above %d for each key.", depthBound),
+			[]string{"queue", "on"}, nil),
 		up: prometheus.NewDesc("medianest_queue_depth_up",
 			"Whether the numbers of jobs in the queues could be read.", nil, nil),
 	}
@@ -84,6 +97,7 @@ func (d *depth) Describe(ch chan<- *prometheus.Desc) {
 	ch <- d.jobs
 	ch <- d.age
 	ch <- d.workers
+	ch <- d.waiting
 	ch <- d.up
 }
 
@@ -104,6 +118,9 @@ func (d *depth) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, w := range found.workers {
 		ch <- prometheus.MustNewConstMetric(d.workers, prometheus.GaugeValue, float64(w.Workers), w.Mode, w.State)
+	}
+	for _, w := range found.waiting {
+		ch <- prometheus.MustNewConstMetric(d.waiting, prometheus.GaugeValue, float64(w.Jobs), w.Queue, w.On)
 	}
 }
 
@@ -185,6 +202,24 @@ const workersSQL = `
 	) AS w
 	GROUP BY mode, state`
 
+// waitingSQL reads index entries only, and at most $1 of them per queue and key.
+const waitingSQL = `
+	SELECT s.queue, coalesce(nullif(split_part(s.blocked_on, ':', 1), ''), 'slot') AS "on", sum(n.jobs)::bigint AS jobs
+	FROM (` + sourcesSQL + `
+	) AS s
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS jobs
+		FROM (
+			SELECT
+			FROM medianest.admission AS a
+			WHERE a.admitted_at IS NULL AND a.queue = s.queue AND a.blocked_on = s.blocked_on
+			ORDER BY a.priority, a.user_key -- by the index
+			LIMIT $1
+		) AS bounded
+	) AS n
+	GROUP BY 1, 2
+	ORDER BY 1, 2`
+
 func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error) {
 	rows, err := pool.Query(ctx, depthSQL, depthBound+1)
 	if err != nil {
@@ -196,6 +231,12 @@ func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error
 	if rows, err = pool.Query(ctx, workersSQL); err != nil {
 		return found, err
 	}
-	found.workers, err = pgx.CollectRows(rows, pgx.RowToStructByName[workersInState])
+	if found.workers, err = pgx.CollectRows(rows, pgx.RowToStructByName[workersInState]); err != nil {
+		return found, err
+	}
+	if rows, err = pool.Query(ctx, waitingSQL, depthBound+1); err != nil {
+		return found, err
+	}
+	found.waiting, err = pgx.CollectRows(rows, pgx.RowToStructByName[waitingOn])
 	return found, err
 }

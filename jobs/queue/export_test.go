@@ -1,8 +1,16 @@
 package queue
 
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
 // What the tests and benchmarks compare with.
 const (
 	DepthSQL      = depthSQL
+	WaitingSQL    = waitingSQL
 	ReclaimSQL    = reclaimSQL
 	PlanSQL       = planSQL
 	LookSQL       = lookSQL
@@ -10,4 +18,47 @@ const (
 	NotifyWindow  = notifyWindow
 	FetchCooldown = fetchCooldown
 	FetchPoll     = fetchPoll
+	MaxExamined   = maxExamined
 )
+
+// BreakerLadder are the waits of a breaker.
+var BreakerLadder = breakerLadder
+
+// Statements of a round.
+const (
+	BeginSQL    = beginSQL
+	StateSQL    = stateSQL
+	UsesSQL     = usesSQL
+	BreakersSQL = breakersSQL
+	SourcesSQL  = sourcesSQL
+	HeadsSQL    = headsSQL
+	PromoteSQL  = promoteSQL
+	MarkSQL     = markSQL
+	TakeBackSQL = takeBackSQL
+)
+
+// Decision is what a round did. Ours is false where another process decides.
+type Decision struct {
+	Admitted, Demoted, Examined int
+	Again                       time.Duration
+	Ours                        bool
+}
+
+// Round decides once.
+func (a *Admission) Round(ctx context.Context) (Decision, error) {
+	var d Decision
+	err := pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) (err error) {
+		d, err = DecideIn(ctx, tx)
+		return err
+	})
+	return d, err
+}
+
+// DecideIn decides once in a transaction of the caller's.
+func DecideIn(ctx context.Context, tx pgx.Tx) (Decision, error) {
+	d, err := decide(ctx, tx)
+	if err == errNotUs { //nolint:errorlint // as it is
+		return Decision{}, nil
+	}
+	return Decision{d.admitted, d.demoted, d.examined, d.again, true}, err
+}

@@ -156,7 +156,7 @@ func (b *bundle) events(t *testing.T, id int64) []event {
 }
 
 // exec runs a statement as the owner.
-func (b *bundle) exec(t *testing.T, sql string, args ...any) {
+func (b *bundle) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()
 	_, err := b.owner.Exec(t.Context(), sql, args...)
 	require.NoError(t, err)

@@ -71,3 +71,44 @@ func (m *metrics) end(job *rivertype.JobRow, e end, took time.Duration) {
 	m.jobs.WithLabelValues(job.Kind, string(e.outcome), string(e.reason)).Inc()
 	m.run.WithLabelValues(job.Kind, string(e.outcome)).Observe(took.Seconds())
 }
+
+// admissionMetrics are of the rounds that this process takes part in.
+type admissionMetrics struct {
+	rounds   *prometheus.CounterVec
+	duration prometheus.Histogram
+	moved    *prometheus.CounterVec
+}
+
+func newAdmissionMetrics() *admissionMetrics {
+	return &admissionMetrics{
+		rounds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_admission_rounds_total",
+			Help: "Rounds of admission in this process: decided, standby while another process decides, failed.",
+		}, []string{"outcome"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "medianest_admission_round_seconds",
+			Help:    "How long the rounds took that this process decided.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},
+		}),
+		moved: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "medianest_admission_jobs_total",
+			Help: "Jobs that rounds of this process admitted, took back before they began (demoted), or looked at (examined).",
+		}, []string{"action"}),
+	}
+}
+
+func (m *admissionMetrics) note(outcome string, took time.Duration, d decision) {
+	m.rounds.WithLabelValues(outcome).Inc()
+	if outcome != "decided" {
+		return
+	}
+	m.duration.Observe(took.Seconds())
+	m.moved.WithLabelValues("admitted").Add(float64(d.admitted))
+	m.moved.WithLabelValues("demoted").Add(float64(d.demoted))
+	m.moved.WithLabelValues("examined").Add(float64(d.examined))
+}
+
+// Register exposes the metrics of the rounds.
+func (a *Admission) Register(r prometheus.Registerer) error {
+	return errors.Join(r.Register(a.metrics.rounds), r.Register(a.metrics.duration), r.Register(a.metrics.moved))
+}

@@ -269,6 +269,10 @@ func (p *presence) reclaimRows(ctx context.Context, tx pgx.Tx, only *string) ([]
 	if _, err := tx.Exec(ctx, planSQL); err != nil {
 		return nil, err
 	}
+	// A successor holds the keys that the row held: they are nobody's to take meanwhile.
+	if _, err := tx.Exec(ctx, `SELECT set_config('medianest.admit', 'on', true)`); err != nil {
+		return nil, err
+	}
 	rows, err := tx.Query(ctx, reclaimSQL, pgx.StrictNamedArgs{
 		"only": only, "batch": reclaimBatch, "max_losses": p.MaxLosses, "window": lossWindow.Seconds(),
 		"poison_pill": string(reason.PoisonPill),

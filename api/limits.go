@@ -1,0 +1,154 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"medianest/store"
+)
+
+// Limits is what is allowed of the things that jobs share, for administrators.
+type Limits interface {
+	// ListLimits returns a page by key, and the cursor of the next one, or "".
+	ListLimits(ctx context.Context, cursor string, limit int) ([]store.Limit, string, error)
+	FindLimit(ctx context.Context, key string) (store.Limit, error)
+	// SetLimit sets the limit of its key. It is in force when SetLimit returns.
+	SetLimit(ctx context.Context, l store.Limit) (store.Limit, error)
+	DeleteLimit(ctx context.Context, key string) error
+}
+
+// Limit is what is allowed of a key.
+type Limit struct {
+	Key        string     `json:"key" doc:"What is limited: host:, user: (with the id), kind:, service:, cookie: or queue: and a name, or * for each of the form that has no limit of its own." example:"host:youtube.com"`
+	MaxRunning *int       `json:"max_running,omitempty" doc:"How many jobs run at a time; with 0 none begins. Missing: as many as there are workers for." example:"2"`
+	MaxStarts  *int       `json:"max_starts,omitempty" doc:"How many begin within period_s." example:"100"`
+	PeriodS    *int       `json:"period_s,omitempty" doc:"In seconds, together with max_starts." example:"3600"`
+	SpacingS   float64    `json:"spacing_s" doc:"How many seconds lie between two that begin, at least." example:"10"`
+	JitterS    float64    `json:"jitter_s" doc:"Up to so many seconds more, each time another number of them." example:"10"`
+	Running    *int       `json:"running,omitempty" doc:"How many jobs run under the key now, those included that are about to; missing with *." example:"1"`
+	UpdatedAt  time.Time  `json:"updated_at" doc:"When it was set."`
+	UpdatedBy  *uuid.UUID `json:"updated_by,omitempty" format:"uuid" doc:"Who set it; missing where the platform did."`
+}
+
+// LimitRequest is all that a limit says. What is missing is not limited.
+type LimitRequest struct {
+	MaxRunning *int    `json:"max_running,omitempty" minimum:"0" maximum:"100000" doc:"How many jobs run at a time; with 0 none begins." example:"2"`
+	MaxStarts  *int    `json:"max_starts,omitempty" minimum:"1" maximum:"1000" doc:"How many begin within period_s." example:"100"`
+	PeriodS    *int    `json:"period_s,omitempty" minimum:"1" maximum:"2592000" doc:"In seconds, together with max_starts." example:"3600"`
+	SpacingS   float64 `json:"spacing_s,omitempty" minimum:"0" maximum:"86400" doc:"How many seconds lie between two that begin, at least." example:"10"`
+	JitterS    float64 `json:"jitter_s,omitempty" minimum:"0" maximum:"86400" doc:"Up to so many seconds more, each time another number of them." example:"10"`
+}
+
+// LimitList is a page of limits.
+type LimitList struct {
+	Items      []Limit `json:"items" nullable:"false" doc:"The page."`
+	NextCursor string  `json:"next_cursor,omitempty" doc:"Asks for the next page; missing on the last one."`
+}
+
+// Waiting is why a job waits that could be worked now.
+type Waiting struct {
+	Reason    string     `json:"reason" enum:"limit,pace,breaker,slots" doc:"limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come." example:"limit"`
+	Key       string     `json:"key,omitempty" doc:"The first of its keys that has no room; see the limits. Where it is another user's, the name is not told." example:"host:youtube.com"`
+	Position  int        `json:"position,omitempty" minimum:"1" maximum:"1000" doc:"Its place in line by what is known now, of those that wait for the same: 1 is next, 1000 is that or more. Users are served in turn, so a user's first job is not behind all of another's. Told where one is shown, not in lists." example:"3"`
+	NotBefore *time.Time `json:"not_before,omitempty" doc:"When it may begin at the earliest, if that is known."`
+}
+
+type limitInput struct {
+	Key string `path:"key" maxLength:"1024" doc:"What is limited." example:"host:youtube.com"`
+}
+
+type limitOutput struct{ Body Limit }
+
+var listLimits = described{
+	id: "list-limits", tag: tagLimits, summary: "List limits", admin: true,
+	text:     "What is allowed of the things that jobs share, by key. A new platform has some. For admins only.",
+	problems: []Code{CodeValidationFailed},
+}
+
+type listLimitsInput struct{ Paging }
+
+type listLimitsOutput struct{ Body LimitList }
+
+func (a *API) handleListLimits(ctx context.Context, input *listLimitsInput) (*listLimitsOutput, error) {
+	limits, next, err := a.store.ListLimits(ctx, input.Cursor, input.Limit)
+	if err != nil {
+		return nil, err
+	}
+	list := LimitList{Items: make([]Limit, len(limits)), NextCursor: next}
+	for i, l := range limits {
+		list.Items[i] = Limit(l)
+	}
+	return &listLimitsOutput{list}, nil
+}
+
+var findLimit = described{
+	id: "find-limit", tag: tagLimits, summary: "Show a limit", admin: true,
+	text:     "The key's own. One that it has by its form is found under that: `host:*`. For admins only.",
+	problems: []Code{CodeNotFound, CodeValidationFailed},
+}
+
+func (a *API) handleFindLimit(ctx context.Context, input *limitInput) (*limitOutput, error) {
+	limit, err := a.store.FindLimit(ctx, input.Key)
+	if err != nil {
+		return nil, noLimit(err)
+	}
+	return &limitOutput{Limit(limit)}, nil
+}
+
+var setLimit = described{
+	id: "set-limit", tag: tagLimits, summary: "Set a limit", admin: true,
+	text: "Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.\n\n" +
+		"A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.\n\n" +
+		"Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.",
+	problems: []Code{CodeValidationFailed},
+}
+
+type setLimitInput struct {
+	Key  string `path:"key" maxLength:"1024" doc:"What is limited." example:"host:youtube.com"`
+	Body LimitRequest
+}
+
+func (a *API) handleSetLimit(ctx context.Context, input *setLimitInput) (*limitOutput, error) {
+	by := viewerOf(ctx).UserID
+	limit, err := a.store.SetLimit(ctx, store.Limit{
+		Key: input.Key, MaxRunning: input.Body.MaxRunning, MaxStarts: input.Body.MaxStarts, PeriodS: input.Body.PeriodS,
+		SpacingS: input.Body.SpacingS, JitterS: input.Body.JitterS, UpdatedBy: &by,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.onLimits()
+	return &limitOutput{Limit(limit)}, nil
+}
+
+var deleteLimit = described{
+	id: "delete-limit", tag: tagLimits, summary: "Delete a limit", admin: true,
+	text:     "What waited for it begins at once, unless its form or another key has a limit. For admins only.",
+	problems: []Code{CodeNotFound, CodeValidationFailed},
+}
+
+func (a *API) handleDeleteLimit(ctx context.Context, input *limitInput) (*struct{}, error) {
+	if err := a.store.DeleteLimit(ctx, input.Key); err != nil {
+		return nil, noLimit(err)
+	}
+	a.onLimits()
+	return nil, nil //nolint:nilnil // huma's answer without a body
+}
+
+// noLimit is problemOf's not_found with words about limits, other errors unchanged.
+func noLimit(err error) error {
+	if p, ok := notFound(err, "limit").(*Problem); ok { //nolint:errorlint // notFound's own
+		p.Detail = "This key has no limit of its own."
+		return p
+	}
+	return err
+}
+
+func mapWaiting(w *store.Waiting) *Waiting {
+	if w == nil {
+		return nil
+	}
+	return &Waiting{Reason: w.Reason, Key: w.Key, Position: w.Position, NotBefore: w.NotBefore}
+}
