@@ -30,6 +30,7 @@ type Store interface {
 	Downloads
 	Jobs
 	Workers
+	Schedules
 	Limits
 }
 

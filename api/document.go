@@ -19,6 +19,7 @@ const (
 	tagEvents    = "Events"
 	tagWorkers   = "Workers"
 	tagLimits    = "Limits"
+	tagSchedules = "Schedules"
 	tagUsers     = "Users"
 	tagHealth    = "Health"
 )
@@ -55,6 +56,7 @@ func (a *API) document() huma.Config {
 				{Name: tagEvents, Description: "What happens, as it happens."},
 				{Name: tagWorkers, Description: "The processes that do it."},
 				{Name: tagLimits, Description: "How much of it is done at a time, and how fast."},
+				{Name: tagSchedules, Description: "What is done again and again."},
 				{Name: tagUsers, Description: "Who uses the platform."},
 				{Name: tagHealth, Description: "For probes and load balancers. These need no token."},
 			},

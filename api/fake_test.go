@@ -98,3 +98,45 @@ func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (sto
 func (f *fakeStore) RetryJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }
+
+func (f *fakeStore) ScheduleKinds() ([]store.ScheduleKind, error) {
+	return nil, f.fail(context.Background())
+}
+
+func (f *fakeStore) ListSchedules(ctx context.Context, _ string, _ int) ([]store.Schedule, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) FindSchedule(ctx context.Context, id uuid.UUID) (store.Schedule, error) {
+	return store.Schedule{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) CreateSchedule(ctx context.Context, _ store.ScheduleSpec, _ uuid.UUID) (store.Schedule, error) {
+	return store.Schedule{}, f.fail(ctx)
+}
+
+func (f *fakeStore) UpdateSchedule(
+	ctx context.Context, id uuid.UUID, _ int64, _ store.ScheduleSpec, _ uuid.UUID,
+) (store.Schedule, error) {
+	return store.Schedule{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) PauseSchedule(ctx context.Context, id, _ uuid.UUID) (store.Schedule, error) {
+	return store.Schedule{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) ResumeSchedule(ctx context.Context, id, _ uuid.UUID) (store.Schedule, error) {
+	return store.Schedule{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) DeleteSchedule(ctx context.Context, _ uuid.UUID) error { return f.fail(ctx) }
+
+func (f *fakeStore) RunScheduleNow(ctx context.Context, id uuid.UUID) (store.ScheduleRun, error) {
+	return store.ScheduleRun{ScheduleID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListScheduleRuns(
+	ctx context.Context, _ uuid.UUID, _ string, _ int,
+) ([]store.ScheduleRun, string, error) {
+	return nil, "", f.fail(ctx)
+}

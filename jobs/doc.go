@@ -3,6 +3,9 @@
 //	kind          queue     timeout  attempts  unique by                          on failure
 //	download      download  12 h     8         content row's lock (package store) by reason, see below
 //	remove_files  library   10 min   10        nothing: running twice is harmless tried again, the files stay meanwhile
+//	trim_events   library   10 min   3         its schedule                       tried again, else at the next tick
+//	trim_domain   library   10 min   3         its schedule                       likewise
+//	sweep_staging library   10 min   3         its schedule                       likewise
 //
 // Arguments hold ids only: URLs may carry secrets, and arguments are shown to operators.
 //

@@ -13,7 +13,7 @@ import (
 	"medianest/store"
 )
 
-// Deps are what the workers need. All but StagingWait and RetryScale are required.
+// Deps are what the workers need. All but StagingWait, EventRetention and RetryScale are required.
 type Deps struct {
 	Store     *store.Store // as role worker, three connections at least, with a queue: a collection enqueues its items
 	Extractor Extractor
@@ -27,18 +27,24 @@ type Deps struct {
 	// it begins anew on another. 0 means 2 min, less than that not at all.
 	StagingWait time.Duration
 
+	// EventRetention is for how long the event stream can be resumed. 0 means 24 h.
+	EventRetention time.Duration
+
 	// RetryScale multiplies the pauses before retries; tests make them short. 0 means 1.
 	RetryScale float64
 }
 
-const defaultStagingWait = 2 * time.Minute
+const (
+	defaultStagingWait    = 2 * time.Minute
+	defaultEventRetention = 24 * time.Hour
+)
 
 // Register adds the workers of all kinds.
 func Register(workers *river.Workers, d Deps) error {
 	if d.Store == nil || d.Extractor == nil || d.Library == nil || d.Guard == nil || d.Proxy == nil || d.Progress == nil || d.Logger == nil {
 		return errors.New("register workers: Deps are incomplete")
 	}
-	scale := cmp.Or(d.RetryScale, 1)
+	scale, retention := cmp.Or(d.RetryScale, 1), cmp.Or(d.EventRetention, defaultEventRetention)
 	err := errors.Join(
 		river.AddWorkerSafely(workers, &DownloadWorker{
 			store: d.Store, extractor: d.Extractor, library: d.Library, guard: d.Guard, proxy: d.Proxy,
@@ -46,6 +52,9 @@ func Register(workers *river.Workers, d Deps) error {
 			publishing: make(chan struct{}, maxPublishing),
 		}),
 		river.AddWorkerSafely(workers, &RemoveFilesWorker{store: d.Store, library: d.Library}),
+		river.AddWorkerSafely(workers, &TrimEventsWorker{store: d.Store, retention: retention}),
+		river.AddWorkerSafely(workers, &TrimDomainWorker{store: d.Store, retention: retention}),
+		river.AddWorkerSafely(workers, &SweepStagingWorker{store: d.Store, library: d.Library}),
 	)
 	if err != nil {
 		return fmt.Errorf("register workers: %w", err)

@@ -7,4 +7,9 @@ import (
 	"medianest/store/storetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == beScheduler {
+		os.Exit(scheduleAsChild(os.Args[2:]))
+	}
+	os.Exit(storetest.Main(m))
+}

@@ -55,7 +55,7 @@ type OutboxOptions struct {
 	StandbyInterval time.Duration
 
 	// TrimInterval and DomainTrimInterval are how often retention runs, for events and for the domain's rows.
-	// Default: 1 min, 1 h.
+	// Default: 1 min, 1 h. A negative TrimInterval leaves retention to others.
 	TrimInterval       time.Duration
 	DomainTrimInterval time.Duration
 
@@ -124,7 +124,9 @@ func (b *Outbox) lead(ctx context.Context) {
 	group.Go(func() error { return b.keepDuty(ctx) })
 	group.Go(func() error { b.tick(ctx); return nil })
 	group.Go(func() error { b.follow(ctx); return nil })
-	group.Go(func() error { b.trim(ctx); return nil })
+	if b.o.TrimInterval > 0 {
+		group.Go(func() error { b.trim(ctx); return nil })
+	}
 	if err := group.Wait(); err != nil {
 		b.o.Logger.Warn("outbox: duty lost, standing by")
 		return

@@ -108,21 +108,21 @@ func (a *assembly) steps() []func(context.Context) error {
 		return []func(context.Context) error{
 			a.lockData, a.listenAPI, a.listenAdmin, a.findTools, a.openLibrary,
 			a.embedPostgres, a.openPools, a.migrate, a.openRedis, a.flushTelemetry,
-			a.makeQueue, a.prepareWork, a.startHub, a.startOutbox, a.startAdmission, a.startQueue, a.serveAPI,
+			a.makeQueue, a.prepareWork, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady, a.printBanner,
 		}
 	case modeServe:
 		return []func(context.Context) error{
 			a.listenAPI, a.listenAdmin,
 			a.openPools, a.checkSchema, a.openRedis, a.flushTelemetry,
-			a.makeQueue, a.startHub, a.startOutbox, a.startAdmission, a.startQueue, a.serveAPI,
+			a.makeQueue, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady,
 		}
 	default:
 		return []func(context.Context) error{
 			a.listenAdmin, a.findTools, a.openLibrary,
 			a.openPools, a.checkSchema, a.openRedis, a.flushTelemetry,
-			a.makeQueue, a.prepareWork, a.startOutbox, a.startAdmission, a.startQueue,
+			a.makeQueue, a.prepareWork, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue,
 			a.setReady,
 		}
 	}

@@ -301,6 +301,7 @@ func (a *assembly) startOutbox(context.Context) error {
 	options := store.OutboxOptions{
 		Logger: a.log, Holder: string(a.mode) + "-" + uuid.Must(uuid.NewV7()).String(),
 		TickInterval: a.config.TickInterval, Retention: a.config.Retention, Store: a.apiStore,
+		TrimInterval: -1, // there are schedules for that
 	}
 	if a.apiStore == nil {
 		options.Store = a.workerStore
@@ -312,6 +313,16 @@ func (a *assembly) startOutbox(context.Context) error {
 		}
 	}
 	a.life.start(unit{name: "outbox", run: store.NewOutbox(options).Run})
+	return nil
+}
+
+// startSchedules starts what enqueues the jobs of schedules. Any process may.
+func (a *assembly) startSchedules(context.Context) error {
+	options := store.SchedulerOptions{Store: a.apiStore, Logger: a.log, Own: jobs.OwnSchedules()}
+	if a.apiStore == nil {
+		options.Store = a.workerStore
+	}
+	a.life.start(unit{name: "schedules", run: store.NewScheduler(options).Run})
 	return nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"medianest/jobs"
@@ -82,31 +81,18 @@ func (a *assembly) prepareWork(ctx context.Context) error {
 	})
 	return jobs.Register(a.workers, jobs.Deps{
 		Store: a.workerStore, Extractor: newTracedExtractor(runner, a.telemetry.tracers), Library: a.library, Guard: guard, Proxy: proxy,
-		Progress: a.progress, Logger: a.log, StagingWait: a.config.StagingWait, RetryScale: a.config.RetryScale,
+		Progress: a.progress, Logger: a.log, StagingWait: a.config.StagingWait, EventRetention: a.config.Retention,
+		RetryScale: a.config.RetryScale,
 	})
 }
 
-// sweepEvery is how often the staging area is looked through for what killed workers have left.
-const sweepEvery = time.Hour
-
-// sweep removes from the staging area what no job will need, now and then, until ctx ends.
+// sweep removes from the staging area, at the start, what a killed predecessor may have left and no job will need. Later
+// a schedule does.
 func (a *assembly) sweep(ctx context.Context) {
-	ticker := time.NewTicker(sweepEvery)
-	defer ticker.Stop()
-	for {
-		err := a.library.SweepStaging(func(contentID uuid.UUID) bool {
-			unfinished, err := a.workerStore.ContentUnfinished(ctx, contentID)
-			return err != nil || unfinished // in doubt it stays until the next time
-		})
-		if err != nil {
-			a.log.WarnContext(ctx, "staging area not swept", slog.Any("err", err))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	if err := jobs.SweepStaging(ctx, a.workerStore, a.library); err != nil {
+		a.log.WarnContext(ctx, "staging area not swept", slog.Any("err", err))
 	}
+	<-ctx.Done()
 }
 
 // checkTools has yt-dlp and ffmpeg say their versions in the background, since that takes a second, and reports what
