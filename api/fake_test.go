@@ -91,6 +91,14 @@ func (f *fakeStore) DeleteLimit(ctx context.Context, _ string) error {
 	return f.fail(ctx)
 }
 
+func (f *fakeStore) ListBreakers(ctx context.Context, _ string, _ int) ([]store.Breaker, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) ResetBreaker(ctx context.Context, _ string) error {
+	return f.fail(ctx)
+}
+
 func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }

@@ -57,6 +57,8 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodGet, apiPath+"/limits/{key}", findLimit, a.handleFindLimit)
 	operation(a, http.MethodPut, apiPath+"/limits/{key}", setLimit, a.handleSetLimit)
 	operation(a, http.MethodDelete, apiPath+"/limits/{key}", deleteLimit, a.handleDeleteLimit)
+	operation(a, http.MethodGet, apiPath+"/breakers", listBreakers, a.handleListBreakers)
+	operation(a, http.MethodDelete, apiPath+"/breakers/{key}", resetBreaker, a.handleResetBreaker)
 	operation(a, http.MethodGet, apiPath+"/schedule-kinds", listScheduleKinds, a.handleListScheduleKinds)
 	operation(a, http.MethodPost, apiPath+"/schedules", createSchedule, a.handleCreateSchedule)
 	operation(a, http.MethodGet, apiPath+"/schedules", listSchedules, a.handleListSchedules)

@@ -25,14 +25,15 @@ CREATE TABLE medianest.limit_use (
 );
 
 -- Keys that nothing starts under for a while, since what stands behind them asked for less or fails: then one job at a
--- time, the probe, until one succeeds, which deletes the row. A probe that trips it again leads up the ladder.
+-- time, the probe, until one is answered, which deletes the row. A probe that trips it again leads up the ladder.
 CREATE TABLE medianest.breaker (
     key text PRIMARY KEY,
     step integer NOT NULL DEFAULT 0,       -- on the ladder of waits, from 0
     open_until timestamptz NOT NULL,       -- no start before; then a probe
-    probe_job bigint,                      -- public id
-    tripped_at timestamptz NOT NULL DEFAULT now(),
-    trips integer NOT NULL DEFAULT 1
+    probe_job bigint,                      -- public id; of no account once the job is not admitted any more
+    tripped_at timestamptz NOT NULL DEFAULT now(), -- last
+    trips integer NOT NULL DEFAULT 1,
+    reason text NOT NULL DEFAULT ''        -- of the failure that tripped it last
 );
 
 -- The jobs with keys that wait for admission (admitted_at is NULL) or hold their keys' slots (available and running).

@@ -153,15 +153,15 @@ func (s *Store) ListLimits(ctx context.Context, cursor string, limit int) (page 
 	if limit, err = pageSize(limit); err != nil {
 		return nil, "", err
 	}
-	after, err := base64.RawURLEncoding.DecodeString(cursor)
-	if err != nil || cursor != "" && checkText("cursor", string(after), maxKeyBytes) != nil {
-		return nil, "", &InvalidError{Field: "cursor", Reason: "is not one that a list of this kind gave"}
+	after, err := keyOfCursor(cursor)
+	if err != nil {
+		return nil, "", err
 	}
 	rows, err := s.pool.Query(ctx, limitSQL+`
 		WHERE l.key > @after
 		ORDER BY l.key
 		LIMIT @limit`,
-		pgx.StrictNamedArgs{"after": string(after), "limit": limit + 1})
+		pgx.StrictNamedArgs{"after": after, "limit": limit + 1})
 	if err != nil {
 		return nil, "", fmt.Errorf("list limits: %w", interpret(err))
 	}
@@ -171,9 +171,20 @@ func (s *Store) ListLimits(ctx context.Context, cursor string, limit int) (page 
 	}
 	if len(page) > limit {
 		page = page[:limit]
-		next = base64.RawURLEncoding.EncodeToString([]byte(page[limit-1].Key))
+		next = cursorOfKey(page[limit-1].Key)
 	}
 	return page, next, nil
+}
+
+// cursorOfKey is the cursor of the page after a key, and keyOfCursor the key.
+func cursorOfKey(key string) string { return base64.RawURLEncoding.EncodeToString([]byte(key)) }
+
+func keyOfCursor(cursor string) (string, error) {
+	key, err := base64.RawURLEncoding.DecodeString(cursor)
+	if err != nil || cursor != "" && checkText("cursor", string(key), maxKeyBytes) != nil {
+		return "", &InvalidError{Field: "cursor", Reason: "is not one that a list of this kind gave"}
+	}
+	return string(key), nil
 }
 
 // FindLimit returns the limit of the key itself; one that it has by its form is ErrNotFound.

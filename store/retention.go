@@ -13,6 +13,10 @@ const (
 	// contentRetention is how long a content that nobody wishes for and that has no file is kept.
 	contentRetention = 24 * time.Hour
 
+	// breakerRetention is how long a breaker is kept whose wait is over and whose key nobody has asked for since: what the
+	// host thought of us then is old by now.
+	breakerRetention = 7 * 24 * time.Hour
+
 	// workerRetention is how long it is known of a process that it is gone.
 	workerRetention = 24 * time.Hour
 )
@@ -22,13 +26,13 @@ const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, JobMap, Workers, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Contents int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
 // that are gone and whose events are older than eventRetention, where jobs that are gone went on, processes that have been
-// gone for a day, and contents a day old that nobody needs. It goes through the large tables in batches and may be called
-// at any time by any number of processes; once an hour is plenty.
+// gone for a day, breakers that have been due for a week, and contents a day old that nobody needs. It goes through the
+// large tables in batches and may be called at any time by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
 		t   Trimmed
@@ -45,6 +49,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.Workers, err = s.trimWorkers(ctx); err != nil {
 		return t, fmt.Errorf("trim workers: %w", interpret(err))
+	}
+	if t.Breakers, err = s.trimBreakers(ctx); err != nil {
+		return t, fmt.Errorf("trim breakers: %w", interpret(err))
 	}
 	if t.Contents, err = s.trimContents(ctx); err != nil {
 		return t, fmt.Errorf("trim contents: %w", interpret(err))
@@ -145,6 +152,20 @@ func (s *Store) trimWorkers(ctx context.Context) (int64, error) {
 				WHERE j.state = 'running' AND j.attempted_by[array_upper(j.attempted_by, 1)] = w.id
 			)`,
 		pgx.StrictNamedArgs{"age": workerRetention})
+	return tag.RowsAffected(), err
+}
+
+// trimBreakers leaves those whose probe is under way.
+func (s *Store) trimBreakers(ctx context.Context) (int64, error) {
+	tag, err := s.pool.Exec(ctx, `
+		DELETE FROM medianest.breaker AS b
+		WHERE b.open_until < now() - @age::interval
+			AND NOT EXISTS (
+				SELECT
+				FROM medianest.admission AS a
+				WHERE a.row_id = `+currentRow("b.probe_job")+` AND a.admitted_at IS NOT NULL
+			)`,
+		pgx.StrictNamedArgs{"age": breakerRetention})
 	return tag.RowsAffected(), err
 }
 
