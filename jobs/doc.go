@@ -10,9 +10,9 @@
 // Arguments hold ids only: URLs may carry secrets, and arguments are shown to operators.
 //
 // What a failure does is decided once, in failure.go, by the policy of its reason (package reason): permanent ones end
-// the job at once, the others are tried again by the kind's own schedule, and a full disk waits without spending an
-// attempt. A worker that stops hands its jobs back without spending one either, and a worker that is lost costs none:
-// its jobs go on elsewhere under the ids that they have (package queue).
+// the job at once, a full disk or a host that wants to be left alone waits without spending an attempt, and the others are
+// tried again by the kind's own schedule. A worker that stops hands its jobs back without spending one either, and a
+// worker that is lost costs none: its jobs go on elsewhere under the ids that they have (package queue).
 package jobs
 
 // Queues that the kinds of this package are in. A worker process works those that it is told to.

@@ -27,6 +27,9 @@ const (
 	untilPauseMax = 6 * time.Hour
 	parkLimit     = 30 * 24 * time.Hour // since the job was made
 
+	// hostPause is how long a job rests whose host's breaker has tripped, before it waits for that.
+	hostPause = time.Second
+
 	// stagedPause is how often a worker that does not see what was fetched asks whether another has gone on with it.
 	stagedPause = 2 * time.Second
 	// handBackPause keeps a job from coming back at once to a worker that cannot work.
@@ -49,9 +52,11 @@ const (
 //	staged on another volume   left to its workers for a moment, no attempt spent
 //	permanent                  ends
 //	park_space, park_until     waits, no attempt spent
-//	retry, park_host           tried again by the kind's schedule, one attempt spent
+//	park_host                  trips the breaker of its host and waits for that with all jobs of the host, no attempt spent
+//	retry                      tried again by the kind's schedule, one attempt spent
 //
-// A host that wants to be left alone is not yet left alone as a whole: each of its jobs waits by itself.
+// What is parked for the thirtieth day ends. A job that names no host, as those of kinds that ask none, and one whose
+// breaker cannot be tripped since the database is away, is tried again instead of parked with its host.
 func classify(ctx context.Context, job *rivertype.JobRow, err error) error {
 	switch {
 	case err == nil:
@@ -84,9 +89,25 @@ func classify(ctx context.Context, job *rivertype.JobRow, err error) error {
 			pause = min(max(time.Until(failure.RetryAt), untilPauseMin), untilPauseMax)
 		}
 		return park(job, pause, failure)
-	case reason.Retry, reason.ParkHost:
+	case reason.ParkHost:
+		return parkHost(ctx, job, failure)
+	case reason.Retry:
 	}
 	return failure
+}
+
+// parkHost has all jobs of the job's host wait.
+func parkHost(ctx context.Context, job *rivertype.JobRow, failure *reason.Error) error {
+	host := queue.KeyOf(job, "host")
+	if host == "" {
+		return failure
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
+	defer cancel()
+	if err := queue.Trip(ctx, host, failure); err != nil {
+		return errors.Join(failure, err)
+	}
+	return park(job, hostPause, failure)
 }
 
 // park puts the job off.

@@ -39,7 +39,6 @@ func TestFailuresEndAsTheirReasonsSay(t *testing.T) {
 		{"Permanent", &reason.Error{Reason: reason.Gone, Detail: "Removed."}, "cancelled", "gone", "Removed.", 1, 1},
 		{"PermanentWithoutDetail", fmt.Errorf("fetch: %w", &reason.Error{Reason: reason.DRM}), "cancelled", "drm", reason.DRM.Sentence(), 1, 1},
 		{"Retried", &reason.Error{Reason: reason.Network, Detail: "Reset."}, "discarded", "network", "Reset.", 8, 8},
-		{"HostWantsPeace", &reason.Error{Reason: reason.RateLimited}, "discarded", "rate_limited", reason.RateLimited.Sentence(), 8, 8},
 		{"OurOwnFault", errors.New("a secret"), "discarded", "internal", reason.Internal.Sentence(), 8, 8},
 		{"NoSpace", fmt.Errorf("write: %w", syscall.ENOSPC), "scheduled", "disk_full", "", 1, 0},
 		{"NotYet", &reason.Error{Reason: reason.Upcoming, RetryAt: time.Now().Add(time.Hour)}, "scheduled", "upcoming", "", 1, 0},

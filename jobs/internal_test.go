@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"medianest/jobs/queue"
+	"medianest/jobs/reason"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
 )
@@ -30,6 +31,24 @@ func TestPausesBeforeRetries(t *testing.T) {
 	}
 	require.Less(t, downloadTimeout, queue.DefaultRescueAfter, "River would take slow workers for dead")
 	require.GreaterOrEqual(t, len(retryPauses), DownloadArgs{}.InsertOpts().MaxAttempts-1)
+}
+
+// A job that names no host has no breaker to wait for.
+func TestHostRefusesAJobWithoutHost(t *testing.T) {
+	t.Parallel()
+
+	refused := &reason.Error{Reason: reason.RateLimited}
+	for _, metadata := range []string{``, `{}`, `{"keys": []}`, `{"keys": ["user:1"]}`, `{"keys": "host:a"}`, `{"keys": 7}`} {
+		job := &rivertype.JobRow{CreatedAt: time.Now(), Metadata: []byte(metadata)}
+		require.Equal(t, error(refused), classify(t.Context(), job, refused), metadata)
+	}
+	// Nor has one a breaker that is not worked by this platform's client: it is tried again.
+	job := &rivertype.JobRow{CreatedAt: time.Now(), Metadata: []byte(`{"keys": ["user:1", "host:a"]}`)}
+	err := classify(t.Context(), job, refused)
+	require.Equal(t, refused, reason.Find(err))
+	require.ErrorContains(t, err, "trip the breaker of host:a")
+	var snooze *river.JobSnoozeError
+	require.NotErrorAs(t, err, &snooze)
 }
 
 // slowSink takes half a second for each report.

@@ -52,7 +52,7 @@ type Config struct {
 	StartTimeout  time.Duration // for the database to be reachable at start; default 60s
 	Retention     time.Duration // how long the event stream can be resumed; default 24h
 	TickInterval  time.Duration // of the outbox while there is news; default 25ms
-	RetryScale    float64       // multiplies the pauses before retries; default 1
+	RetryScale    float64       // multiplies the pauses before retries and the waits of breakers; default 1
 	LogFormat     string        // "text" or "json"; default text on a terminal, else json
 	LogLevel      slog.Level    // default info, which is its zero value
 	YTDLP         string        // program; default found

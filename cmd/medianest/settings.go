@@ -122,7 +122,7 @@ var settings = []setting{
 	},
 	{
 		name:  prefix + "RETRY_SCALE",
-		doc:   "Multiplies the pauses (10 s, 30 s, 2 min, 10 min ... 6 h) before a failed download is tried again.",
+		doc:   "Multiplies the pauses (10 s, 30 s, 2 min, 10 min ... 6 h) before a failed download is tried again, and how long a site is left alone that refused (0, 1, 5, 15, 30 min, 1 h ... 24 h).",
 		parse: parseRetryScale, show: func(c Config) string { return strconv.FormatFloat(c.RetryScale, 'g', -1, 64) },
 	},
 	{

@@ -211,7 +211,8 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 	options := queue.Options{
 		Pool: a.riverPool, Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 		ID: a.queueID, StopTimeout: a.config.StopTimeout / softStopShare, Presence: a.presence(),
-		Wake: &a.wake,
+		Wake:       &a.wake,
+		RetryScale: a.config.RetryScale,
 	}
 	a.admission = queue.NewAdmission(a.riverPool, a.log)
 	if err := a.admission.Register(a.telemetry.registry); err != nil {

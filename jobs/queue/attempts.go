@@ -58,6 +58,7 @@ type attempts struct {
 	log      *slog.Logger
 	metrics  *metrics
 	presence *presence
+	breakers *breakers
 	onFree   func() // keys were freed
 }
 
@@ -82,7 +83,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.setReason(ctx, job, "")
 	}
 
-	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, PublicID(job)), job.ID)
+	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, attemptOf{PublicID(job), a.breakers}), job.ID)
 	ended := false
 	defer func() {
 		cause := release()
@@ -92,6 +93,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		end := judge(ctx, job, err, cause)
 		if end.reason != "" {
 			a.setReason(ctx, job, end.reason)
+			a.breakers.settle(ctx, job, end.reason)
 		}
 		took := time.Since(begun)
 		a.metrics.end(job, end, took)
@@ -117,7 +119,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 // batches, up to a quarter of a second later, and the next job under the same keys would wait for it. What fails here
 // River does then.
 func (a *attempts) free(ctx context.Context, job *rivertype.JobRow) {
-	if !bytes.Contains(job.Metadata, []byte(`"`+metadataKeys+`"`)) {
+	if !hasKeys(job.Metadata) {
 		return
 	}
 	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), freeTimeout, errTooLong)
@@ -127,7 +129,7 @@ func (a *attempts) free(ctx context.Context, job *rivertype.JobRow) {
 		UPDATE river.river_job
 		SET state = 'completed', finalized_at = now()
 		WHERE id = $1 AND state = 'running' AND attempt = $2`, job.ID, job.Attempt)
-	batch.Queue(`DELETE FROM medianest.breaker WHERE probe_job = $1`, PublicID(job))
+	a.breakers.close(ctx, batch, PublicID(job))
 	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelDebug, "job's keys not freed at once", append(logAttrs(job), slog.Any("err", err))...)
 		return

@@ -78,6 +78,9 @@ type Options struct {
 	// the longest timeout of any kind. Zero means DefaultRescueAfter.
 	RescueAfter time.Duration
 
+	// RetryScale multiplies the waits of breakers; tests make them short. 0 means 1.
+	RetryScale float64
+
 	// OnFree is called when a job that holds keys has ended here: others may be admitted. It must not block. Optional;
 	// an admission that is not rung finds out by itself.
 	OnFree func()
@@ -102,6 +105,7 @@ type Client struct {
 	pool        *pgxpool.Pool
 	log         *slog.Logger
 	presence    *presence
+	breakers    *breakers
 	working     bool
 	stopTimeout time.Duration
 
@@ -135,6 +139,7 @@ func New(o Options) (*Client, error) {
 		pool:        o.Pool,
 		log:         o.Logger,
 		presence:    newPresence(o, settings, metrics),
+		breakers:    newBreakers(o.Pool, o.Logger, cmp.Or(o.RetryScale, 1), metrics.trips),
 		working:     working,
 		stopTimeout: cmp.Or(o.StopTimeout, defaultStopTimeout),
 		stopping:    make(chan struct{}),
@@ -148,7 +153,9 @@ func New(o Options) (*Client, error) {
 		// River tells of each failed attempt at info; the attempts middleware does so in this platform's terms.
 		Logger:        slog.New(quieter{o.Logger.Handler()}),
 		FetchCooldown: notifyWindow,
-		Plugins:       append(telemetry(o), &attempts{log: o.Logger, metrics: metrics, presence: c.presence, onFree: o.OnFree}),
+		Plugins: append(telemetry(o), &attempts{
+			log: o.Logger, metrics: metrics, presence: c.presence, breakers: c.breakers, onFree: o.OnFree,
+		}),
 	}
 	if working {
 		config.Workers = o.Workers

@@ -30,6 +30,7 @@ type depth struct {
 	age     *prometheus.Desc
 	workers *prometheus.Desc
 	waiting *prometheus.Desc
+	tripped *prometheus.Desc
 	up      *prometheus.Desc
 
 	mu    sync.Mutex
@@ -43,6 +44,7 @@ type fleet struct {
 	queues  []queueDepth
 	workers []workersInState
 	waiting []waitingOn
+	tripped int64 // breakers
 }
 
 // waitingOn counts the jobs of a queue that wait for admission, by what they wait for.
@@ -87,6 +89,8 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 			fmt.Sprintf("Jobs that wait for admission, by queue and by what they wait for: the form of a key without room (host, user, "+
 				"kind, ...) or a free slot. Counting stops above %d for each key.", depthBound),
 			[]string{"queue", "on"}, nil),
+		tripped: prometheus.NewDesc("medianest_breakers_open",
+			"Keys, such as hosts, whose breaker has tripped and not closed yet.", nil, nil),
 		up: prometheus.NewDesc("medianest_queue_depth_up",
 			"Whether the numbers of jobs in the queues could be read.", nil, nil),
 	}
@@ -98,6 +102,7 @@ func (d *depth) Describe(ch chan<- *prometheus.Desc) {
 	ch <- d.age
 	ch <- d.workers
 	ch <- d.waiting
+	ch <- d.tripped
 	ch <- d.up
 }
 
@@ -122,6 +127,7 @@ func (d *depth) Collect(ch chan<- prometheus.Metric) {
 	for _, w := range found.waiting {
 		ch <- prometheus.MustNewConstMetric(d.waiting, prometheus.GaugeValue, float64(w.Jobs), w.Queue, w.On)
 	}
+	ch <- prometheus.MustNewConstMetric(d.tripped, prometheus.GaugeValue, float64(found.tripped))
 }
 
 // read asks the database, or answers what it said a moment ago. Scrapes at once wait for one query.
@@ -237,6 +243,9 @@ func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error
 	if rows, err = pool.Query(ctx, waitingSQL, depthBound+1); err != nil {
 		return found, err
 	}
-	found.waiting, err = pgx.CollectRows(rows, pgx.RowToStructByName[waitingOn])
+	if found.waiting, err = pgx.CollectRows(rows, pgx.RowToStructByName[waitingOn]); err != nil {
+		return found, err
+	}
+	err = pool.QueryRow(ctx, `SELECT count(*) FROM medianest.breaker`).Scan(&found.tripped)
 	return found, err
 }

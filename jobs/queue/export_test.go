@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"medianest/jobs/reason"
 )
 
 // What the tests and benchmarks compare with.
@@ -23,6 +25,11 @@ const (
 
 // BreakerLadder are the waits of a breaker.
 var BreakerLadder = breakerLadder
+
+// TripAs trips a breaker as an attempt of that job does.
+func (c *Client) TripAs(ctx context.Context, job int64, key string, failure *reason.Error) error {
+	return c.breakers.trip(ctx, key, job, failure)
+}
 
 // Statements of a round.
 const (

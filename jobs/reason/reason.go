@@ -57,7 +57,7 @@ const (
 	Permanent Policy = iota
 	// Retry failures are tried again with growing pauses until the attempts are used up.
 	Retry
-	// ParkHost failures concern all jobs of the host, which should leave it alone for a while.
+	// ParkHost failures concern all jobs of the host, which leave it alone for a while: they trip its breaker.
 	ParkHost
 	// ParkUntil failures wait for a point in time, such as the start of a live event.
 	ParkUntil
@@ -145,6 +145,31 @@ func (r Reason) Doubts() bool {
 		return true
 	default:
 		return !r.Valid()
+	}
+}
+
+// Site is what a failure tells of the site that was asked.
+type Site int
+
+const (
+	// SiteUnknown failures are of this platform's making, and tell nothing of the site.
+	SiteUnknown Site = iota
+	// SiteAnswers failures are about the thing that was asked for: the site answers who asks.
+	SiteAnswers
+	// SiteFails failures mean that the site is away, refuses to answer, or answers what cannot be used.
+	SiteFails
+)
+
+// Site says what the failure tells of the site. A site that sends away whom it has had enough of may do so by a page
+// without media or by asking for a sign-in, so only what it would not say by mistake counts as an answer.
+func (r Reason) Site() Site {
+	switch r {
+	case DRM, FormatUnavailable, Gone, NotFound, Upcoming:
+		return SiteAnswers
+	case AuthRequired, BotCheck, Damaged, ExtractorBug, GeoBlocked, Network, NoMedia, RateLimited, Timeout, Unknown:
+		return SiteFails
+	default:
+		return SiteUnknown
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -74,6 +75,34 @@ func TestDoubts(t *testing.T) {
 	for _, r := range []reason.Reason{reason.Damaged, reason.Postprocess, reason.DiskFull, reason.Unknown, "of_a_newer_build"} {
 		require.True(t, r.Doubts(), r)
 	}
+}
+
+func TestSite(t *testing.T) {
+	t.Parallel()
+
+	want := map[reason.Site][]reason.Reason{
+		reason.SiteAnswers: {reason.DRM, reason.FormatUnavailable, reason.Gone, reason.NotFound, reason.Upcoming},
+		// HTTP 403, and a page without a film, may be how a site says that we ask too often.
+		reason.SiteFails: {
+			reason.AuthRequired, reason.BotCheck, reason.Damaged, reason.ExtractorBug, reason.GeoBlocked, reason.Network, reason.NoMedia,
+			reason.RateLimited, reason.Timeout, reason.Unknown,
+		},
+	}
+	for _, r := range reason.All() {
+		switch {
+		case slices.Contains(want[reason.SiteAnswers], r):
+			require.Equal(t, reason.SiteAnswers, r.Site(), r)
+		case slices.Contains(want[reason.SiteFails], r):
+			require.Equal(t, reason.SiteFails, r.Site(), r)
+		default:
+			require.Equal(t, reason.SiteUnknown, r.Site(), r)
+		}
+		if r.Policy() == reason.ParkHost {
+			require.Equal(t, reason.SiteFails, r.Site(), r)
+		}
+	}
+	require.Equal(t, reason.SiteUnknown, reason.Reason("of_a_newer_build").Site())
+	require.Equal(t, reason.SiteUnknown, reason.Reason("").Site())
 }
 
 func TestError(t *testing.T) {
