@@ -14,10 +14,11 @@ import (
 
 const riverSchema = "river"
 
-// triggerNames are the triggers on river.river_job that feed the outbox, and those of admission.
+// triggerNames are the triggers on river.river_job that feed the outbox, those of admission, and the one that keeps
+// superseded rows final.
 var triggerNames = []string{
-	"medianest_delete", "medianest_gate_insert", "medianest_gate_update", "medianest_insert", "medianest_note_delete",
-	"medianest_note_insert", "medianest_note_update", "medianest_update",
+	"medianest_delete", "medianest_gate_insert", "medianest_gate_update", "medianest_insert", "medianest_keep_superseded",
+	"medianest_note_delete", "medianest_note_insert", "medianest_note_update", "medianest_update",
 }
 
 // quiet keeps River's migrator, which logs "no migrations to apply" and the like, out of our log.

@@ -27,6 +27,12 @@ CREATE TRIGGER medianest_note_update AFTER UPDATE ON river.river_job
 CREATE TRIGGER medianest_note_delete AFTER DELETE ON river.river_job
     FOR EACH ROW WHEN (OLD.metadata ? 'keys') EXECUTE FUNCTION medianest.note_job();
 
+-- A final row whose job goes on as another stays final. Nearly every row that changes its state is not final, which is
+-- asked first.
+CREATE TRIGGER medianest_keep_superseded BEFORE UPDATE OF state ON river.river_job
+    FOR EACH ROW WHEN (OLD.finalized_at IS NOT NULL AND OLD.state IS DISTINCT FROM NEW.state AND OLD.metadata ? 'superseded_by')
+    EXECUTE FUNCTION medianest.keep_superseded();
+
 -- While the triggers were away or not yet there, nobody kept what they keep. Nobody writes jobs now.
 DELETE FROM medianest.admission AS a
 WHERE NOT EXISTS (
