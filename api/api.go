@@ -33,6 +33,7 @@ type Store interface {
 	Schedules
 	Limits
 	Breakers
+	Pauses
 }
 
 // ProgressSource is what the API needs of the progress bus.
@@ -65,8 +66,8 @@ type Options struct {
 	// Health says how the dependencies are, for /readyz. Without one the process is always ready.
 	Health func(ctx context.Context) []Check
 
-	// OnLimits is called after a limit was set or deleted, or a breaker reset: others may be admitted, or must wait
-	// again. It must not block. Optional: admission finds out by itself within a second.
+	// OnLimits is called after a limit, a breaker or a pause was changed: others may be admitted, or must wait again. It must not
+	// block. Optional: admission finds out by itself within a second.
 	OnLimits func()
 
 	// BasePath is what all paths begin with: empty, or "/x" without a slash at the end.

@@ -99,6 +99,18 @@ func (f *fakeStore) ResetBreaker(ctx context.Context, _ string) error {
 	return f.fail(ctx)
 }
 
+func (f *fakeStore) ListPauses(ctx context.Context) ([]store.Pause, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) SetPause(ctx context.Context, p store.Pause) (store.Pause, error) {
+	return p, f.fail(ctx)
+}
+
+func (f *fakeStore) DeletePause(ctx context.Context, _ string) error {
+	return f.fail(ctx)
+}
+
 func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }

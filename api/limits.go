@@ -49,7 +49,7 @@ type LimitList struct {
 
 // Waiting is why a job waits that could be worked now.
 type Waiting struct {
-	Reason    string     `json:"reason" enum:"limit,pace,breaker,slots" doc:"limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come." example:"limit"`
+	Reason    string     `json:"reason" enum:"paused,limit,pace,breaker,slots" doc:"paused: somebody has paused the key. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come." example:"limit"`
 	Key       string     `json:"key,omitempty" doc:"The first of its keys that has no room; see the limits. Where it is another user's, the name is not told." example:"host:youtube.com"`
 	Position  int        `json:"position,omitempty" minimum:"1" maximum:"1000" doc:"Its place in line by what is known now, of those that wait for the same: 1 is next, 1000 is that or more. Users are served in turn, so a user's first job is not behind all of another's. Told where one is shown, not in lists." example:"3"`
 	NotBefore *time.Time `json:"not_before,omitempty" doc:"When it may begin at the earliest, if that is known."`
@@ -92,7 +92,7 @@ var findLimit = described{
 func (a *API) handleFindLimit(ctx context.Context, input *limitInput) (*limitOutput, error) {
 	limit, err := a.store.FindLimit(ctx, input.Key)
 	if err != nil {
-		return nil, noLimit(err)
+		return nil, noneOf(err, "This key has no limit of its own.")
 	}
 	return &limitOutput{Limit(limit)}, nil
 }
@@ -131,16 +131,16 @@ var deleteLimit = described{
 
 func (a *API) handleDeleteLimit(ctx context.Context, input *limitInput) (*struct{}, error) {
 	if err := a.store.DeleteLimit(ctx, input.Key); err != nil {
-		return nil, noLimit(err)
+		return nil, noneOf(err, "This key has no limit of its own.")
 	}
 	a.onLimits()
 	return nil, nil //nolint:nilnil // huma's answer without a body
 }
 
-// noLimit is problemOf's not_found with words about limits, other errors unchanged.
-func noLimit(err error) error {
-	if p, ok := notFound(err, "limit").(*Problem); ok { //nolint:errorlint // notFound's own
-		p.Detail = "This key has no limit of its own."
+// noneOf is problemOf's not_found with words about a key, other errors unchanged.
+func noneOf(err error, sentence string) error {
+	if p, ok := notFound(err, "key").(*Problem); ok { //nolint:errorlint // notFound's own
+		p.Detail = sentence
 		return p
 	}
 	return err

@@ -7,6 +7,8 @@
 //	trim_domain   library   10 min   3         its schedule                       likewise
 //	sweep_staging library   10 min   3         its schedule                       likewise
 //
+// Every job names the keys of its limits: its kind's, and a download its user's and its host's (package queue).
+//
 // Arguments hold ids only: URLs may carry secrets, and arguments are shown to operators.
 //
 // What a failure does is decided once, in failure.go, by the policy of its reason (package reason): permanent ones end

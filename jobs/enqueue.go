@@ -32,16 +32,12 @@ func NewEnqueuer(client *queue.Client) *Enqueuer {
 func (e *Enqueuer) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []store.NewFetch) ([]int64, error) {
 	params := make([]river.InsertManyParams, len(fetches))
 	for i, f := range fetches {
-		args := DownloadArgs{ContentID: f.ContentID}
-		keys := []string{"kind:" + args.Kind(), "user:" + f.UserID.String()}
+		keys := []string{"user:" + f.UserID.String()}
 		if f.Host != "" {
 			keys = append(keys, "host:"+f.Host)
 		}
-		metadata, err := json.Marshal(map[string][]string{"keys": keys})
-		if err != nil {
-			return nil, fmt.Errorf("enqueue content %s: %w", f.ContentID, err)
-		}
-		params[i] = river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Metadata: metadata}}
+		args := DownloadArgs{ContentID: f.ContentID}
+		params[i] = river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Metadata: metadataOf(args.Kind(), keys, nil)}}
 	}
 	return e.insertTx(ctx, tx, params)
 }
@@ -50,10 +46,22 @@ func (e *Enqueuer) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches []
 func (e *Enqueuer) EnqueueRemoveFilesTx(ctx context.Context, tx pgx.Tx, views []store.ContentView) error {
 	params := make([]river.InsertManyParams, len(views))
 	for i, v := range views {
-		params[i].Args = RemoveFilesArgs{UserID: v.UserID, ContentID: v.ContentID}
+		args := RemoveFilesArgs{UserID: v.UserID, ContentID: v.ContentID}
+		params[i] = river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Metadata: metadataOf(args.Kind(), nil, nil)}}
 	}
 	_, err := e.insertTx(ctx, tx, params)
 	return err
+}
+
+// metadataOf is the metadata of a job: the keys of its limits, the kind's among them, so that every kind can be limited and
+// paused; and what else is to be known of it.
+func metadataOf(kind string, keys []string, more map[string]string) []byte {
+	metadata := map[string]any{"keys": append([]string{"kind:" + kind}, keys...)}
+	for name, value := range more {
+		metadata[name] = value
+	}
+	encoded, _ := json.Marshal(metadata) //nolint:errchkjson // strings only
+	return encoded
 }
 
 func (e *Enqueuer) insertTx(ctx context.Context, tx pgx.Tx, params []river.InsertManyParams) ([]int64, error) {

@@ -110,12 +110,9 @@ func (e *Enqueuer) EnqueueScheduledTx(ctx context.Context, tx pgx.Tx, job store.
 	if err != nil {
 		return 0, fmt.Errorf("arguments of kind %s: %w", job.Kind, err)
 	}
-	metadata, err := json.Marshal(map[string]string{
+	metadata := metadataOf(job.Kind, nil, map[string]string{
 		"schedule_id": job.ScheduleID.String(), "schedule_tick": job.Tick.UTC().Format(time.RFC3339),
 	})
-	if err != nil {
-		return 0, err
-	}
 	inserted, err := e.client.InsertTx(ctx, tx, args, &river.InsertOpts{ScheduledAt: job.RunAt, Metadata: metadata})
 	if err != nil {
 		return 0, fmt.Errorf("insert job of kind %s: %w", job.Kind, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,12 +15,22 @@ import (
 
 const riverSchema = "river"
 
-// triggerNames are the triggers on river.river_job that feed the outbox, those of admission, and the one that keeps
-// superseded rows final.
-var triggerNames = []string{
-	"medianest_delete", "medianest_gate_insert", "medianest_gate_update", "medianest_insert", "medianest_keep_superseded",
-	"medianest_note_delete", "medianest_note_insert", "medianest_note_update", "medianest_update",
+// triggers are ours on River's tables, by name: those that feed the outbox, those of admission, the one that
+// keeps superseded rows final, and those that keep the pause of a queue.
+var triggers = map[string]string{
+	"medianest_insert": jobTable, "medianest_update": jobTable, "medianest_delete": jobTable,
+	"medianest_keep_superseded": jobTable,
+	"medianest_gate_insert":     jobTable, "medianest_gate_update": jobTable,
+	"medianest_note_insert": jobTable, "medianest_note_update": jobTable, "medianest_note_delete": jobTable,
+	"medianest_queue_insert": queueTable, "medianest_queue_pause": queueTable,
 }
+
+const (
+	jobTable   = "river.river_job"
+	queueTable = "river.river_queue"
+)
+
+var triggerNames = slices.Sorted(maps.Keys(triggers))
 
 // quiet keeps River's migrator, which logs "no migrations to apply" and the like, out of our log.
 var quiet = slog.New(slog.DiscardHandler)
@@ -104,7 +115,7 @@ func presentTriggers(ctx context.Context, tx pgx.Tx) ([]trigger, error) {
 		FROM pg_trigger AS t
 		JOIN pg_class AS c ON c.oid = t.tgrelid
 		JOIN pg_namespace AS n ON n.oid = c.relnamespace
-		WHERE n.nspname = 'river' AND c.relname = 'river_job' AND t.tgname = ANY ($1)
+		WHERE n.nspname = 'river' AND t.tgname = ANY ($1)
 		ORDER BY t.tgname`, triggerNames)
 	if err != nil {
 		return nil, err
@@ -131,13 +142,13 @@ func (r *runner) installTriggers(ctx context.Context, s *session) error {
 }
 
 func dropTriggers(ctx context.Context, tx pgx.Tx) error {
-	exists, err := tableExists(ctx, tx, "river.river_job")
-	if err != nil || !exists {
+	present, err := presentTriggers(ctx, tx)
+	if err != nil {
 		return err
 	}
-	for _, name := range triggerNames {
-		if _, err := tx.Exec(ctx, `DROP TRIGGER IF EXISTS `+name+` ON river.river_job`); err != nil {
-			return fmt.Errorf("drop trigger %s: %w", name, err)
+	for _, t := range present {
+		if _, err := tx.Exec(ctx, `DROP TRIGGER `+t.Name+` ON `+triggers[t.Name]); err != nil {
+			return fmt.Errorf("drop trigger %s: %w", t.Name, err)
 		}
 	}
 	return nil
@@ -159,7 +170,7 @@ func (r *runner) createTriggers(ctx context.Context, tx pgx.Tx) error {
 func markTrigger(ctx context.Context, tx pgx.Tx, name, comment string) error {
 	var sql string // COMMENT takes no parameters
 	err := tx.QueryRow(ctx, `
-		SELECT format('COMMENT ON TRIGGER %I ON river.river_job IS %L', $1::text, $2::text)`, name, comment).Scan(&sql)
+		SELECT format('COMMENT ON TRIGGER %I ON %s IS %L', $1::text, $2::text, $3::text)`, name, triggers[name], comment).Scan(&sql)
 	if err == nil {
 		_, err = tx.Exec(ctx, sql)
 	}

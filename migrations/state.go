@@ -157,7 +157,7 @@ func newRiverMigrator() (*rivermigrate.Migrator[pgx.Tx], error) {
 	return migrator, nil
 }
 
-// triggersInstalled looks for the triggers on River's job table. Their comment names the file they are from.
+// triggersInstalled looks for the triggers on River's tables. Their comment names the file they are from.
 func (r *runner) triggersInstalled(ctx context.Context, q querier) (present, current bool, err error) {
 	var enabled, ours int
 	err = q.QueryRow(ctx, `
@@ -167,7 +167,6 @@ func (r *runner) triggersInstalled(ctx context.Context, q querier) (present, cur
 		JOIN pg_class c ON c.oid = t.tgrelid
 		JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE n.nspname = $2
-			AND c.relname = 'river_job'
 			AND NOT t.tgisinternal
 			AND t.tgname = ANY ($3)`, triggerComment(r.triggers), riverSchema, triggerNames).Scan(&enabled, &ours)
 	if err != nil {

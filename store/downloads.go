@@ -27,6 +27,7 @@ const (
 // What a waiting download waits on.
 const (
 	WaitingOnRetry   = "retry"   // the pause after a failed attempt
+	WaitingOnPause   = "pause"   // somebody to resume what is paused; see Waiting
 	WaitingOnLimit   = "limit"   // a limit or a pace; see Waiting
 	WaitingOnBreaker = "breaker" // the end of a site's trouble; see Waiting
 	WaitingOnDisk    = "disk"    // space on the media volume
@@ -86,7 +87,10 @@ func (d *Download) wait(w Waiting) {
 		return
 	}
 	d.State, d.WaitingOn, d.NextTryAt = StateWaiting, WaitingOnLimit, w.NotBefore
-	if w.Reason == WaitsForBreaker {
+	switch w.Reason {
+	case WaitsForPause:
+		d.WaitingOn = WaitingOnPause
+	case WaitsForBreaker:
 		d.WaitingOn = WaitingOnBreaker
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 // Why a job waits that could be worked now.
 const (
+	WaitsForPause   = "paused"  // somebody has paused one of its keys
 	WaitsForLimit   = "limit"   // as many as are allowed at a time hold one of its keys
 	WaitsForPace    = "pace"    // one of its keys has begun too much of late
 	WaitsForBreaker = "breaker" // what stands behind one of its keys fails, and is asked by one job at a time
@@ -41,15 +42,18 @@ func (w Waiting) held() bool { return w.Reason != WaitsForSlots }
 type gate struct {
 	Key     string
 	Own     bool
+	Paused  bool
 	Full    bool
 	Broken  bool       // its breaker waits, or its probe is under way
 	OpensAt *time.Time // by its pace and breaker; nil: now
 }
 
-func (g gate) closed() bool { return g.Full || g.Broken || g.OpensAt != nil }
+func (g gate) closed() bool { return g.Paused || g.Full || g.Broken || g.OpensAt != nil }
 
 func (g gate) reason() string {
 	switch {
+	case g.Paused:
+		return WaitsForPause
 	case g.Full:
 		return WaitsForLimit
 	case g.Broken:
@@ -62,8 +66,8 @@ func (g gate) reason() string {
 type gates map[string]gate
 
 // gatesSQL evaluates limits and breakers as a round of admission does. A key has room unless something has happened to
-// it, and of those there are few, however many keys jobs name: it is held or was begun under, has tripped, or has a limit
-// of its own. The exception are the keys of a form of which none may begin: the form's own row stands for them.
+// it, and of those there are few, however many keys jobs name: it is held or was begun under, has tripped, is paused, or has
+// a limit of its own. The exception are the keys of a form of which none may begin: the form's own row stands for them.
 var gatesSQL = `
 		WITH held AS (` + heldSQL + `
 		), candidate AS (
@@ -78,8 +82,17 @@ var gatesSQL = `
 			UNION
 			SELECT b.key
 			FROM medianest.breaker AS b
+			UNION
+			SELECT p.key
+			FROM medianest.pause AS p
 		), gate AS (
-			SELECT c.key, coalesce(l.key = c.key, false) AS own, coalesce(coalesce(h.n, 0) >= l.max_running, false) AS full,
+			SELECT c.key, coalesce(l.key = c.key, false) AS own,
+				EXISTS (
+					SELECT
+					FROM medianest.pause AS p
+					WHERE p.key IN (c.key, split_part(c.key, ':', 1) || ':*')
+				) AS paused,
+				coalesce(coalesce(h.n, 0) >= l.max_running, false) AS full,
 				b.open_until > now() OR coalesce(b.probing, false) AS broken,
 				greatest(
 					CASE WHEN l.max_starts IS NOT NULL OR l.spacing_s > 0 OR l.jitter_s > 0 THEN
@@ -110,9 +123,9 @@ var gatesSQL = `
 				WHERE b.key = c.key
 			) AS b ON true
 		)
-		SELECT g.key, g.own, g.full, coalesce(g.broken, false) AS broken, CASE WHEN g.opens_at > now() THEN g.opens_at END AS opens_at
+		SELECT g.key, g.own, g.paused, g.full, coalesce(g.broken, false) AS broken, CASE WHEN g.opens_at > now() THEN g.opens_at END AS opens_at
 		FROM gate AS g
-		WHERE g.own OR g.full OR g.broken OR g.opens_at > now()`
+		WHERE g.own OR g.paused OR g.full OR g.broken OR g.opens_at > now()`
 
 func queryGates(ctx context.Context, db rowQuerier) (gates, error) {
 	rows, err := db.Query(ctx, gatesSQL)

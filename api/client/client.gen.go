@@ -368,6 +368,7 @@ const (
 	WaitingReasonBreaker WaitingReason = "breaker"
 	WaitingReasonLimit   WaitingReason = "limit"
 	WaitingReasonPace    WaitingReason = "pace"
+	WaitingReasonPaused  WaitingReason = "paused"
 	WaitingReasonSlots   WaitingReason = "slots"
 )
 
@@ -379,6 +380,8 @@ func (e WaitingReason) Valid() bool {
 	case WaitingReasonLimit:
 		return true
 	case WaitingReasonPace:
+		return true
+	case WaitingReasonPaused:
 		return true
 	case WaitingReasonSlots:
 		return true
@@ -669,7 +672,7 @@ type Download struct {
 	UserID  openapi_types.UUID `json:"user_id"`
 	Waiting *Waiting           `json:"waiting,omitempty"`
 
-	// WaitingOn What a waiting download waits for. retry: the pause before the next try. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced.
+	// WaitingOn What a waiting download waits for. retry: the pause before the next try. pause: it was paused. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced.
 	WaitingOn *string `json:"waiting_on,omitempty"`
 }
 
@@ -957,6 +960,39 @@ type Liveness struct {
 //
 // Example: ok
 type LivenessState string
+
+// Pause defines model for Pause.
+type Pause struct {
+	// Key What stands still: queue:, kind:, host:, user: (with the id), service: or cookie: and a name, or * for all of the form.
+	//
+	// Example: kind:download
+	Key string `json:"key"`
+
+	// Note Why.
+	//
+	// Example: the disk is being replaced
+	Note *string `json:"note,omitempty"`
+
+	// PausedAt Since when.
+	PausedAt time.Time `json:"paused_at"`
+
+	// PausedBy Who paused it; missing where River UI or somebody at the database did.
+	PausedBy *openapi_types.UUID `json:"paused_by,omitempty"`
+}
+
+// PauseList defines model for PauseList.
+type PauseList struct {
+	// Items The pauses, by key.
+	Items []Pause `json:"items"`
+}
+
+// PauseRequest defines model for PauseRequest.
+type PauseRequest struct {
+	// Note Why, for others.
+	//
+	// Example: the disk is being replaced
+	Note *string `json:"note,omitempty"`
+}
 
 // Problem defines model for Problem.
 type Problem struct {
@@ -1349,13 +1385,13 @@ type Waiting struct {
 	// Example: 3
 	Position *int64 `json:"position,omitempty"`
 
-	// Reason limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+	// Reason paused: somebody has paused the key. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
 	//
 	// Example: limit
 	Reason WaitingReason `json:"reason"`
 }
 
-// WaitingReason limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+// WaitingReason paused: somebody has paused the key. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
 //
 // Example: limit
 type WaitingReason string
@@ -1534,6 +1570,9 @@ type CreateDownloadJSONRequestBody = DownloadRequest
 
 // SetLimitJSONRequestBody defines body for SetLimit for application/json ContentType.
 type SetLimitJSONRequestBody = LimitRequest
+
+// SetPauseJSONRequestBody defines body for SetPause for application/json ContentType.
+type SetPauseJSONRequestBody = PauseRequest
 
 // CreateScheduleJSONRequestBody defines body for CreateSchedule for application/json ContentType.
 type CreateScheduleJSONRequestBody = ScheduleRequest
@@ -1801,6 +1840,38 @@ type ClientInterface interface {
 	//
 	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
 	SetLimit(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListPauses List pauses
+	//
+	// What stands still. A queue that was paused in River UI is among them. For admins only.
+	//
+	// Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
+	ListPauses(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeletePause Resume
+	//
+	// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+	//
+	// Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
+	DeletePause(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetPauseWithBody Pause a queue, a kind, a host
+	//
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+	SetPauseWithBody(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetPause Pause a queue, a kind, a host
+	//
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+	SetPause(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListScheduleKinds List what can be scheduled
 	//
@@ -2297,6 +2368,78 @@ func (c *Client) SetLimitWithBody(ctx context.Context, key string, contentType s
 // Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
 func (c *Client) SetLimit(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetLimitRequest(c.Server, key, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListPauses List pauses
+//
+// What stands still. A queue that was paused in River UI is among them. For admins only.
+//
+// Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
+func (c *Client) ListPauses(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPausesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeletePause Resume
+//
+// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+//
+// Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
+func (c *Client) DeletePause(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeletePauseRequest(c.Server, key)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetPauseWithBody Pause a queue, a kind, a host
+//
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+func (c *Client) SetPauseWithBody(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetPauseRequestWithBody(c.Server, key, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetPause Pause a queue, a kind, a host
+//
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+func (c *Client) SetPause(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetPauseRequest(c.Server, key, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3496,6 +3639,114 @@ func NewSetLimitRequestWithBody(server string, key string, contentType string, b
 	return req, nil
 }
 
+// NewListPausesRequest constructs an http.Request for the ListPauses method
+func NewListPausesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pauses")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeletePauseRequest constructs an http.Request for the DeletePause method
+func NewDeletePauseRequest(server string, key string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pauses/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetPauseRequest calls the generic SetPause builder with application/json body
+func NewSetPauseRequest(server string, key string, body SetPauseJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetPauseRequestWithBody(server, key, "application/json", bodyReader)
+}
+
+// NewSetPauseRequestWithBody constructs an http.Request for the SetPause method, with any body, and a specified content type
+func NewSetPauseRequestWithBody(server string, key string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "key", key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/pauses/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListScheduleKindsRequest constructs an http.Request for the ListScheduleKinds method
 func NewListScheduleKindsRequest(server string) (*http.Request, error) {
 	var err error
@@ -4321,6 +4572,42 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /api/v1/limits/{key} (the `SetLimit` operationId).
 	SetLimitWithResponse(ctx context.Context, key string, body SetLimitJSONRequestBody, reqEditors ...RequestEditorFn) (*SetLimitResponse, error)
+
+	// ListPausesWithResponse List pauses
+	//
+	// What stands still. A queue that was paused in River UI is among them. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
+	ListPausesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListPausesResponse, error)
+
+	// DeletePauseWithResponse Resume
+	//
+	// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
+	DeletePauseWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*DeletePauseResponse, error)
+
+	// SetPauseWithBodyWithResponse Pause a queue, a kind, a host
+	//
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+	SetPauseWithBodyWithResponse(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetPauseResponse, error)
+
+	// SetPauseWithResponse Pause a queue, a kind, a host
+	//
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+	SetPauseWithResponse(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPauseResponse, error)
 
 	// ListScheduleKindsWithResponse List what can be scheduled
 	//
@@ -5608,6 +5895,206 @@ func (r SetLimitResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetLimitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListPausesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PauseList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListPausesResponse) GetJSON200() *PauseList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListPausesResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListPausesResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListPausesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPausesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPausesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListPausesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeletePauseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DeletePauseResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeletePauseResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r DeletePauseResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeletePauseResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeletePauseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeletePauseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeletePauseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeletePauseResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetPauseResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Pause
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetPauseResponse) GetJSON200() *Pause {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetPauseResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetPauseResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetPauseResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetPauseResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetPauseResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6945,6 +7432,66 @@ func (c *ClientWithResponses) SetLimitWithResponse(ctx context.Context, key stri
 	return ParseSetLimitResponse(rsp)
 }
 
+// ListPausesWithResponse List pauses
+//
+// What stands still. A queue that was paused in River UI is among them. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
+func (c *ClientWithResponses) ListPausesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListPausesResponse, error) {
+	rsp, err := c.ListPauses(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPausesResponse(rsp)
+}
+
+// DeletePauseWithResponse Resume
+//
+// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
+func (c *ClientWithResponses) DeletePauseWithResponse(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*DeletePauseResponse, error) {
+	rsp, err := c.DeletePause(ctx, key, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeletePauseResponse(rsp)
+}
+
+// SetPauseWithBodyWithResponse Pause a queue, a kind, a host
+//
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+func (c *ClientWithResponses) SetPauseWithBodyWithResponse(ctx context.Context, key string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetPauseResponse, error) {
+	rsp, err := c.SetPauseWithBody(ctx, key, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetPauseResponse(rsp)
+}
+
+// SetPauseWithResponse Pause a queue, a kind, a host
+//
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
+func (c *ClientWithResponses) SetPauseWithResponse(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPauseResponse, error) {
+	rsp, err := c.SetPause(ctx, key, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetPauseResponse(rsp)
+}
+
 // ListScheduleKindsWithResponse List what can be scheduled
 //
 // The kinds of job that a schedule may be of. For admins only.
@@ -8049,6 +8596,164 @@ func ParseSetLimitResponse(rsp *http.Response) (*SetLimitResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Limit
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListPausesResponse parses an HTTP response from a ListPausesWithResponse call
+func ParseListPausesResponse(rsp *http.Response) (*ListPausesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPausesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PauseList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeletePauseResponse parses an HTTP response from a DeletePauseWithResponse call
+func ParseDeletePauseResponse(rsp *http.Response) (*DeletePauseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeletePauseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetPauseResponse parses an HTTP response from a SetPauseWithResponse call
+func ParseSetPauseResponse(rsp *http.Response) (*SetPauseResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetPauseResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Pause
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -251,6 +251,9 @@ func limitText(w remoteWaiting, now time.Time) string {
 		return " for a free worker"
 	}
 	text := " (" + w.Reason + " of " + printable(w.Key) + ")"
+	if w.Reason == "paused" {
+		text = ": " + printable(w.Key) + " is paused"
+	}
 	if w.NotBefore != nil {
 		if left := w.NotBefore.Sub(now); left > 0 {
 			text += ", not before " + clockText(left)

@@ -70,6 +70,7 @@ func TestWaitingForLimits(t *testing.T) {
 		"waiting (limit of user:*)":                             {Reason: "limit", Key: "user:*"},
 		"waiting (pace of host:example.org), not before 0:12":   {Reason: "pace", Key: "host:example.org", NotBefore: &soon},
 		"waiting (breaker of host:a [2Jb.org), not before 0:12": {Reason: "breaker", Key: "host:a\x1b[2Jb.org", NotBefore: &soon},
+		"waiting: kind:download is paused":                      {Reason: "paused", Key: "kind:download"},
 		"waiting for a free worker":                             {Reason: "slots", NotBefore: &renderNow},
 	} {
 		i := tr.want(remoteDownload{ID: text, State: stateWaiting, Waiting: &w})

@@ -258,6 +258,7 @@ const sourcesSQL = `
 
 const (
 	limitsSQL = `SELECT key, max_running, max_starts, period_s, spacing_s, jitter_s FROM medianest.limits`
+	pausesSQL = `SELECT key FROM medianest.pause`
 	usesSQL   = `SELECT key, last_at, next_at, starts FROM medianest.limit_use`
 )
 
@@ -272,7 +273,8 @@ func look(ctx context.Context, tx pgx.Tx) (*table, map[string][]string, error) {
 	}
 	t := &table{
 		limits: map[string]Limit{}, uses: map[string]*use{}, breakers: map[string]*breaker{},
-		free: map[string]int{}, blocked: map[int64]string{},
+		paused: map[string]bool{},
+		free:   map[string]int{}, blocked: map[int64]string{},
 	}
 	sources := map[string][]string{}
 	var slots map[string]int
@@ -301,6 +303,11 @@ func look(ctx context.Context, tx pgx.Tx) (*table, map[string][]string, error) {
 		for _, b := range list {
 			t.breakers[b.Key] = b
 		}
+		return err
+	})
+	batch.Queue(pausesSQL).Query(func(rows pgx.Rows) error {
+		var key string
+		_, err := pgx.ForEachRow(rows, []any{&key}, func() error { t.paused[key] = true; return nil })
 		return err
 	})
 	batch.Queue(sourcesSQL).Query(func(rows pgx.Rows) error {
@@ -481,8 +488,8 @@ func forget(ctx context.Context, tx pgx.Tx, t *table) error {
 	return err
 }
 
-// demote takes back what was admitted and has not begun, where a limit was lowered, a breaker tripped, a queue is
-// worked by fewer, or nobody works it any more: it must not hold its keys for nothing. What runs goes on.
+// demote takes back what was admitted and has not begun, where a limit was lowered, a breaker tripped, a key was paused, a
+// queue is worked by fewer, or nobody works it any more: it must not hold its keys for nothing. What runs goes on.
 func demote(ctx context.Context, tx pgx.Tx, t *table) (demoted int, err error) {
 	take := func(key string, n int) error {
 		taken, err := takeBack(ctx, tx, t, key, n)
@@ -497,6 +504,12 @@ func demote(ctx context.Context, tx pgx.Tx, t *table) (demoted int, err error) {
 		}
 	}
 	for key, n := range t.running {
+		if n > 0 && t.isPaused(key) {
+			if err := take(key, n); err != nil {
+				return demoted, err
+			}
+			continue
+		}
 		if l, ok := t.limit(key); ok && l.MaxRunning != nil && n > *l.MaxRunning {
 			if err := take(key, n-*l.MaxRunning); err != nil {
 				return demoted, err

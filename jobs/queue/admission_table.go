@@ -69,6 +69,7 @@ type table struct {
 	limits   map[string]Limit
 	uses     map[string]*use
 	breakers map[string]*breaker
+	paused   map[string]bool
 	running  map[string]int // of each key: jobs that hold it, and under "" those of nobody
 	free     map[string]int // of each queue: slots to be filled
 
@@ -89,8 +90,20 @@ func (t *table) limit(key string) (Limit, bool) {
 	return Limit{}, false
 }
 
+// isPaused reports whether somebody has paused the key, or all of its form.
+func (t *table) isPaused(key string) bool {
+	if len(t.paused) == 0 {
+		return false
+	}
+	form, _, ok := strings.Cut(key, ":")
+	return t.paused[key] || ok && t.paused[form+":*"]
+}
+
 // room reports whether one more job may start under the key.
 func (t *table) room(key string) bool {
+	if t.isPaused(key) {
+		return false
+	}
 	l, ok := t.limit(key)
 	if ok && l.MaxRunning != nil && t.running[key] >= *l.MaxRunning {
 		return false

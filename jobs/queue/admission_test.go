@@ -297,6 +297,43 @@ func TestLimitsChangeWhileJobsRunAndWait(t *testing.T) {
 	require.Len(t, y.rows(t, "available"), 4, "the queue is worked by fewer")
 }
 
+// What is paused does not begin, also where it was about to, and holds nothing that others wait for. It goes on in its order.
+func TestPausesBindAtOnce(t *testing.T) {
+	t.Parallel()
+
+	for key, also := range map[string]bool{"host:a": false, "host:*": true, "queue:test": true, "queue:*": true, "kind:k": true, "user:1": false} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			y := setupYard(t)
+			y.slots(t, "test", 6)
+			y.limit(t, "host:a", 3)
+			jobs := y.add(t, 6, "kind:k", "host:a", "user:1")
+			require.Equal(t, jobs[:3], y.round(t))
+			y.fetch(t, jobs[0])
+			y.exec(t, `INSERT INTO medianest.pause (key) VALUES ($1)`, key)
+			others := y.add(t, 1, "kind:k", "host:b", "user:2")
+			if also {
+				require.Empty(t, y.round(t))
+				require.Empty(t, y.rows(t, "available"))
+			} else {
+				require.Equal(t, others, y.round(t))
+				require.Equal(t, others, y.rows(t, "available"), "what was about to begin waits again")
+			}
+			require.Equal(t, jobs[:1], y.rows(t, "running"), "what runs goes on")
+			y.end(t, jobs[0])
+			if also {
+				require.Empty(t, y.round(t))
+			}
+
+			y.exec(t, `DELETE FROM medianest.pause`)
+			y.round(t)
+			for _, id := range jobs[1:4] {
+				require.Contains(t, y.rows(t, "available"), id)
+			}
+		})
+	}
+}
+
 // What nobody can work holds no keys.
 func TestIdleQueueHoldsNoKeys(t *testing.T) {
 	t.Parallel()
@@ -512,11 +549,6 @@ func TestSuccessorStaysAdmitted(t *testing.T) {
 	y.end(t, next.ID)
 	require.Equal(t, jobs[1:], y.round(t))
 	require.Zero(t, y.count(t, `SELECT count(*) FROM medianest.admission WHERE row_id <> $1`, jobs[1]))
-
-	// The old row, made available by hand, waits like any other and is not worked.
-	_, err = y.River().JobRetry(t.Context(), jobs[0])
-	require.NoError(t, err)
-	require.Equal(t, rivertype.JobStatePending, y.state(t, jobs[0]))
 }
 
 // A worker that is killed with a limit's only slot, or stopped, loses it to the row that its job goes on as, and to

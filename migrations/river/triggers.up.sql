@@ -33,6 +33,12 @@ CREATE TRIGGER medianest_keep_superseded BEFORE UPDATE OF state ON river.river_j
     FOR EACH ROW WHEN (OLD.finalized_at IS NOT NULL AND OLD.state IS DISTINCT FROM NEW.state AND OLD.metadata ? 'superseded_by')
     EXECUTE FUNCTION medianest.keep_superseded();
 
+-- The pause of a queue is kept where River does not forget it.
+CREATE TRIGGER medianest_queue_insert BEFORE INSERT ON river.river_queue
+    FOR EACH ROW EXECUTE FUNCTION medianest.on_queue_insert();
+CREATE TRIGGER medianest_queue_pause AFTER UPDATE OF paused_at ON river.river_queue
+    FOR EACH ROW WHEN ((OLD.paused_at IS NULL) <> (NEW.paused_at IS NULL)) EXECUTE FUNCTION medianest.on_queue_pause();
+
 -- While the triggers were away or not yet there, nobody kept what they keep. Nobody writes jobs now.
 DELETE FROM medianest.admission AS a
 WHERE NOT EXISTS (
