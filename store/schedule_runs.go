@@ -229,15 +229,19 @@ func (s *Store) attendant(ctx context.Context, tx pgx.Tx, now *time.Time) (*atte
 	return a, err
 }
 
-// settleRuns notes how the runs whose jobs have ended ended: those of one schedule, or of all but those that another
-// process is at.
+// settleRuns notes how the runs whose jobs have ended ended: those of all schedules but for what another process is at, or
+// all of one schedule, whose next tick depends on it.
 func settleRuns(ctx context.Context, db querier, scheduleID *uuid.UUID) error {
+	lock := "FOR UPDATE"
+	if scheduleID == nil {
+		lock += " SKIP LOCKED"
+	}
 	rows, err := db.Query(ctx, `
 		WITH open AS (
 			SELECT r.id, r.job_id
 			FROM medianest.schedule_run AS r
 			WHERE r.state = 'enqueued' AND (@schedule_id::uuid IS NULL OR r.schedule_id = @schedule_id)
-			FOR UPDATE SKIP LOCKED
+			`+lock+`
 		)
 		UPDATE medianest.schedule_run AS r
 		SET state = CASE j.state::text WHEN 'completed' THEN 'completed' WHEN 'discarded' THEN 'failed'
