@@ -283,6 +283,19 @@ func ask(t *testing.T, c *client.ClientWithResponses, url string) client.Downloa
 	return *answer.JSON200
 }
 
+// unlimit lifts the limits that a platform begins with.
+func unlimit(t *testing.T, c *client.ClientWithResponses) {
+	t.Helper()
+	limits, err := c.ListLimitsWithResponse(t.Context(), &client.ListLimitsParams{})
+	require.NoError(t, err)
+	require.NoError(t, client.Fault(limits))
+	for _, limit := range limits.JSON200.Items {
+		answer, err := c.DeleteLimitWithResponse(t.Context(), limit.Key)
+		require.NoError(t, err)
+		require.NoError(t, client.Fault(answer))
+	}
+}
+
 // awaitState polls a download until it is in the state, and returns it.
 func awaitState(t *testing.T, c *client.ClientWithResponses, d client.Download, state string) client.Download {
 	t.Helper()

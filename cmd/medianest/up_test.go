@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -296,18 +297,13 @@ func follow(t *testing.T, c *client.ClientWithResponses) *heard {
 	connected, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		once := false
-		options := client.EventsOptions{OnConnected: func() {
-			if !once {
-				close(connected)
-				once = true
-			}
-		}}
-		for event, err := range client.Events(ctx, c, options) {
+		for event, err := range client.Events(ctx, c, client.EventsOptions{}) {
 			if err != nil {
 				return
 			}
 			switch event.Type {
+			case client.EventOpen: // what happens from here on is told
+				close(connected)
 			case client.EventDownloadState:
 				var data client.DownloadStateEvent
 				if event.Decode(&data) == nil {
@@ -331,8 +327,12 @@ func (h *heard) ofDownload(id string, until ...string) []string {
 }
 func (h *heard) ofJob(id string, until ...string) []string { return h.of("job "+id+" ", until) }
 
+// handedBack are the changes by which a job leaves its worker and waits for another: by the time that it is told, it may have
+// been admitted again.
+const handedBack = "running>pending|running>available"
+
 // of returns the changes of one thing, in order, once it has been heard to go through some changes, or to some states, one
-// after the other.
+// after the other. Alternatives are separated by "|".
 func (h *heard) of(prefix string, until []string) (changes []string) {
 	h.t.Helper()
 	require.Eventually(h.t, func() bool {
@@ -344,7 +344,9 @@ func (h *heard) of(prefix string, until []string) (changes []string) {
 		}
 		at := 0
 		for _, change := range changes {
-			if at < len(until) && (change == until[at] || strings.HasSuffix(change, ">"+until[at])) {
+			if at < len(until) && slices.ContainsFunc(strings.Split(until[at], "|"), func(is string) bool {
+				return change == is || strings.HasSuffix(change, ">"+is)
+			}) {
 				at++
 			}
 		}
