@@ -55,6 +55,7 @@ lint: ## golangci-lint, where it is installed
 .PHONY: bench
 bench: tools ## Measure this machine: ratios to bare River, latencies, streams (docs/performance.md)
 	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m -p 1 ./jobs/queue ./api/stream
+	@$(GO) test -run '^$$' -bench LimitsUtilisation -benchtime 1x -timeout 30m ./cmd/medianest
 	@$(GO) test -run '^$$' -bench 'Outbox|Follow' -benchtime 1x -timeout 30m ./store
 	@$(GO) test -run '^$$' -bench 'Lists|Tick|CreateDownload|InsertJob' -benchtime 200x -timeout 30m ./store
 

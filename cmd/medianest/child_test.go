@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 			args: os.Args[1:], env: os.Environ(), stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, signals: signals,
 		}))
 	}
+	if address := os.Getenv(beCrew); address != "" {
+		os.Exit(crew(address, os.Args[1:]))
+	}
 	os.Exit(storetest.Main(m))
 }
 
@@ -83,7 +86,7 @@ func (o *output) next() <-chan struct{} {
 
 // child is a process of the program.
 type child struct {
-	t              *testing.T
+	t              testing.TB
 	command        *exec.Cmd
 	stdout, stderr *output
 	exited         chan struct{}
@@ -91,7 +94,7 @@ type child struct {
 
 // startChild starts the program in a process group of its own, which is gone at the test's end, whatever happens. Its
 // environment is what a user would have, and env.
-func startChild(t *testing.T, env []string, args ...string) *child {
+func startChild(t testing.TB, env []string, args ...string) *child {
 	t.Helper()
 	c := launch(t, t.TempDir(), env, args...)
 	t.Cleanup(func() {
@@ -104,7 +107,7 @@ func startChild(t *testing.T, env []string, args ...string) *child {
 }
 
 // launch starts the program in dir, for a caller who ends it.
-func launch(t *testing.T, dir string, env []string, args ...string) *child {
+func launch(t testing.TB, dir string, env []string, args ...string) *child {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -135,7 +138,7 @@ func lastLines(text string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-func testTool(t *testing.T, name string) string {
+func testTool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := ytdlptest.Tool(name)
 	require.NoError(t, err)
@@ -203,7 +206,7 @@ func (c *child) await(o *output, text string) string {
 // home is a data and a media directory.
 type home struct{ dir string }
 
-func newHome(t *testing.T) home {
+func newHome(t testing.TB) home {
 	t.Helper()
 	// Not t.TempDir: its paths are long, and a killed process must not make its removal fail.
 	dir, err := os.MkdirTemp("", "medianest-e2e-")
@@ -221,7 +224,7 @@ func (h home) env(more ...string) []string {
 	}, more...)
 }
 
-func (h home) token(t *testing.T) string {
+func (h home) token(t testing.TB) string {
 	t.Helper()
 	token, err := readToken(filepath.Join(h.data(), adminTokenFile))
 	require.NoError(t, err)
@@ -236,7 +239,7 @@ type installation struct {
 }
 
 // startUp starts `up` and waits until it is ready.
-func startUp(t *testing.T, h home, env ...string) *installation {
+func startUp(t testing.TB, h home, env ...string) *installation {
 	t.Helper()
 	c := startChild(t, h.env(env...), "up")
 	url := c.await(c.stdout, "MediaNest is running at ")
@@ -247,7 +250,7 @@ func (i *installation) client() *client.ClientWithResponses {
 	return newClient(i.t, i.url, i.home.token(i.t))
 }
 
-func newClient(t *testing.T, url, token string) *client.ClientWithResponses {
+func newClient(t testing.TB, url, token string) *client.ClientWithResponses {
 	t.Helper()
 	p, err := newPlatform(url, token, "test")
 	require.NoError(t, err)
@@ -262,7 +265,7 @@ func (i *installation) download(args ...string) *child {
 }
 
 // sampleSite serves the sample site on loopback; its films are made once for all tests.
-func sampleSite(t *testing.T) (site *ytdlptest.Site, url, allow string) {
+func sampleSite(t testing.TB) (site *ytdlptest.Site, url, allow string) {
 	t.Helper()
 	site, err := ytdlptest.New(t.Context(), "", testTool(t, "ffmpeg"))
 	require.NoError(t, err)
@@ -272,7 +275,7 @@ func sampleSite(t *testing.T) (site *ytdlptest.Site, url, allow string) {
 }
 
 // ask is create, for a URL, of what the API answers with.
-func ask(t *testing.T, c *client.ClientWithResponses, url string) client.Download {
+func ask(t testing.TB, c *client.ClientWithResponses, url string) client.Download {
 	t.Helper()
 	answer, err := c.CreateDownloadWithResponse(t.Context(), &client.CreateDownloadParams{}, client.DownloadRequest{URL: url})
 	require.NoError(t, err)
@@ -284,7 +287,7 @@ func ask(t *testing.T, c *client.ClientWithResponses, url string) client.Downloa
 }
 
 // unlimit lifts the limits that a platform begins with.
-func unlimit(t *testing.T, c *client.ClientWithResponses) {
+func unlimit(t testing.TB, c *client.ClientWithResponses) {
 	t.Helper()
 	limits, err := c.ListLimitsWithResponse(t.Context(), &client.ListLimitsParams{})
 	require.NoError(t, err)
@@ -297,7 +300,7 @@ func unlimit(t *testing.T, c *client.ClientWithResponses) {
 }
 
 // awaitState polls a download until it is in the state, and returns it.
-func awaitState(t *testing.T, c *client.ClientWithResponses, d client.Download, state string) client.Download {
+func awaitState(t testing.TB, c *client.ClientWithResponses, d client.Download, state string) client.Download {
 	t.Helper()
 	var last client.Download
 	require.Eventually(t, func() bool {
@@ -311,7 +314,7 @@ func awaitState(t *testing.T, c *client.ClientWithResponses, d client.Download, 
 	return last
 }
 
-func cancelDownload(t *testing.T, c *client.ClientWithResponses, d client.Download) {
+func cancelDownload(t testing.TB, c *client.ClientWithResponses, d client.Download) {
 	t.Helper()
 	answer, err := c.CancelDownloadWithResponse(t.Context(), d.ID)
 	require.NoError(t, err)
@@ -319,7 +322,7 @@ func cancelDownload(t *testing.T, c *client.ClientWithResponses, d client.Downlo
 }
 
 // processesBelow lists the live processes, of any depth, whose environment or arguments name dir.
-func processesBelow(t *testing.T, dir string) []string {
+func processesBelow(t testing.TB, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	require.NoError(t, err)

@@ -20,7 +20,7 @@ import (
 
 // fleet is serve and work as separate processes on servers of their own.
 type fleet struct {
-	t    *testing.T
+	t    testing.TB
 	home home
 	env  []string
 	urls []string
@@ -28,7 +28,7 @@ type fleet struct {
 }
 
 // startFleet migrates as an operator does, and starts as many of each.
-func startFleet(t *testing.T, databaseURL, redisURL string, serves, works int, env ...string) *fleet {
+func startFleet(t testing.TB, databaseURL, redisURL string, serves, works int, env ...string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, home: newHome(t)}
 	f.env = f.home.env(append(env, "MEDIANEST_DATABASE_URL="+databaseURL, "MEDIANEST_REDIS_URL="+redisURL)...)
@@ -273,7 +273,7 @@ func TestMigrate(t *testing.T) {
 }
 
 // jobRow reads a job past the API.
-func jobRow(t *testing.T, databaseURL, id string) (state string, attempt int) {
+func jobRow(t testing.TB, databaseURL, id string) (state string, attempt int) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), databaseURL)
 	require.NoError(t, err)

@@ -257,7 +257,7 @@ func requireFile(t *testing.T, h home, d client.Download, sum string) {
 }
 
 // get returns what is at a URL, whatever the status; header is a name and a value.
-func get(t *testing.T, url string, header ...string) string {
+func get(t testing.TB, url string, header ...string) string {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	require.NoError(t, err)
