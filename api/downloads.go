@@ -42,7 +42,7 @@ type Download struct {
 	Title        string     `json:"title" doc:"Empty until it is known." example:"A walk in the woods"`
 	IsCollection bool       `json:"is_collection" doc:"A page, playlist or feed: it has items (list them by parent_id) and no files of its own."`
 	State        string     `json:"state" enum:"queued,waiting,running,paused,completed,failed,cancelled" doc:"queued: waits for a worker. waiting: for something else, see waiting_on. running: a worker is at it. completed, failed and cancelled are ends, until it is tried again." example:"running"`
-	WaitingOn    string     `json:"waiting_on,omitempty" doc:"What a waiting download waits for. retry: the pause before the next try. pause: it was paused. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced."`
+	WaitingOn    string     `json:"waiting_on,omitempty" doc:"What a waiting download waits for. retry: the pause before the next try. pause: it was paused. window: the time of the day at which it is allowed. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced."`
 	NextTryAt    *time.Time `json:"next_try_at,omitempty" doc:"When a waiting download is tried again, at the earliest."`
 	Waiting      *Waiting   `json:"waiting,omitempty" doc:"Why its job waits in the queue, and where in line. It is looked up when the download is: the event stream tells of such a download as queued, and the answer to a new one does not tell it yet."`
 	JobID        string     `json:"job_id,omitempty" doc:"The job that fetches it: the same for all users who wish for the same." example:"42"`

@@ -57,6 +57,10 @@ func TestLimits(t *testing.T) {
 	require.Equal(t, []int{0, 2, 100, 3600}, []int{*host.Running, *host.MaxRunning, *host.MaxStarts, *host.PeriodS})
 	require.Equal(t, []float64{10, 2.5}, []float64{host.SpacingS, host.JitterS})
 	b.putLimit("user:"+b.anna.ID.String(), `{}`)
+	window := b.putLimit("kind:download", `{"windows":[{"days":["sat"],"from":"22:00","to":"06:30"}],"timezone":"Asia/Kolkata"}`)
+	require.Equal(t, []api.Window{{Days: []string{"sat"}, From: "22:00", To: "06:30"}}, window.Windows)
+	require.Equal(t, "Asia/Kolkata", window.Timezone)
+	b.deleteLimit("kind:download")
 	all := b.putLimit("user:*", `{"max_running":0}`)
 	require.Nil(t, all.Running)
 
@@ -78,12 +82,12 @@ func TestLimits(t *testing.T) {
 	require.Equal(t, host, found)
 
 	b.deleteLimit("host:youtube.com")
-	require.Equal(t, 5, rung)
+	require.Equal(t, 7, rung)
 	for _, method := range []string{"GET", "DELETE"} {
 		p := b.do(request{method: method, path: limitPath("host:youtube.com"), token: b.admin.token})
 		require.Contains(t, p.problem(http.StatusNotFound, api.CodeNotFound).Detail, "no limit of its own")
 	}
-	require.Equal(t, 5, rung, "nothing changed")
+	require.Equal(t, 7, rung, "nothing changed")
 }
 
 func TestLimitsThatAreRefused(t *testing.T) {
@@ -107,6 +111,10 @@ func TestLimitsThatAreRefused(t *testing.T) {
 		"negative":             {"kind:download", `{"max_running":-1}`, "body.max_running", ">= 0"},
 		"negative pause":       {"kind:download", `{"spacing_s":-0.5}`, "body.spacing_s", ">= 0"},
 		"no starts":            {"kind:download", `{"max_starts":0,"period_s":60}`, "body.max_starts", ">= 1"},
+		"no time of the day":   {"kind:download", `{"windows":[{"from":"24:00","to":"01:00"}]}`, "body.windows[0].from", "match pattern"},
+		"no day":               {"kind:download", `{"windows":[{"days":["monday"],"from":"00:00","to":"01:00"}]}`, "body.windows[0].days[0]", "one of"},
+		"an empty window":      {"kind:download", `{"windows":[{"from":"01:00","to":"01:00"}]}`, "body.windows", "ends when it begins"},
+		"unknown zone":         {"kind:download", `{"timezone":"Mars/Olympus"}`, "body.timezone", "no time zone"},
 		"a million starts":     {"kind:download", `{"max_starts":1000000,"period_s":60}`, "body.max_starts", "<= 1000"},
 		"period without start": {"kind:download", `{"period_s":60}`, "body.max_starts", "is missing"},
 		"start without period": {"kind:download", `{"max_starts":5}`, "body.period_s", "is missing"},

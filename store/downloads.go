@@ -28,6 +28,7 @@ const (
 const (
 	WaitingOnRetry   = "retry"   // the pause after a failed attempt
 	WaitingOnPause   = "pause"   // somebody to resume what is paused; see Waiting
+	WaitingOnWindow  = "window"  // the time of the day at which it is allowed; see Waiting
 	WaitingOnLimit   = "limit"   // a limit or a pace; see Waiting
 	WaitingOnBreaker = "breaker" // the end of a site's trouble; see Waiting
 	WaitingOnDisk    = "disk"    // space on the media volume
@@ -90,6 +91,8 @@ func (d *Download) wait(w Waiting) {
 	switch w.Reason {
 	case WaitsForPause:
 		d.WaitingOn = WaitingOnPause
+	case WaitsForWindow:
+		d.WaitingOn = WaitingOnWindow
 	case WaitsForBreaker:
 		d.WaitingOn = WaitingOnBreaker
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -9,11 +10,13 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/net/publicsuffix"
 )
 
@@ -24,11 +27,44 @@ type Limit struct {
 	MaxRunning *int // at a time; 0: none begins
 	MaxStarts  *int // in PeriodS
 	PeriodS    *int
-	SpacingS   float64 // between two starts, at least
-	JitterS    float64 // at most, added to the spacing at random
-	Running    *int    // jobs that hold the key, those included that are about to begin; nil for a form
+	SpacingS   float64  // between two starts, at least
+	JitterS    float64  // at most, added to the spacing at random
+	Windows    []Window // when jobs may begin, by the clocks of Timezone; none: at any time
+	Timezone   string   // by its IANA name; empty means UTC
+	Running    *int     // jobs that hold the key, those included that are about to begin; nil for a form
 	UpdatedAt  time.Time
 	UpdatedBy  *uuid.UUID
+}
+
+// Window is a time of the day at which jobs may begin. What runs when it closes goes on.
+type Window struct {
+	Days []string `json:"days,omitempty"` // on which it begins: "mon", "tue" ...; none: every day
+	From string   `json:"from"`           // "23:00"
+	To   string   `json:"to"`             // "07:00", on the next day if it is not after From; "24:00" is the day's end
+}
+
+// days are the names that a window's days have.
+var days = []string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}
+
+// timeOfDay is what a window begins and ends with.
+var timeOfDay = regexp.MustCompile(`^([01][0-9]|2[0-3]):[0-5][0-9]$`)
+
+func (w Window) validate() error {
+	if !timeOfDay.MatchString(w.From) {
+		return &InvalidError{Field: "windows", Reason: "begins at no time of the day, such as 23:00"}
+	}
+	if w.To != "24:00" && !timeOfDay.MatchString(w.To) {
+		return &InvalidError{Field: "windows", Reason: "ends at no time of the day, such as 07:00"}
+	}
+	if w.From == w.To {
+		return &InvalidError{Field: "windows", Reason: "ends when it begins; a whole day is from 00:00 to 24:00"}
+	}
+	for _, day := range w.Days {
+		if !slices.Contains(days, day) {
+			return &InvalidError{Field: "windows", Reason: "has a day that is none of " + strings.Join(days, " ")}
+		}
+	}
+	return nil
 }
 
 // Bounds of what a limit may say. max_starts bounds the starts that are remembered of each key.
@@ -37,6 +73,7 @@ const (
 	maxLimitStarts  = 1_000
 	maxLimitPeriodS = 30 * 24 * 3600
 	maxLimitPauseS  = 24 * 3600
+	maxWindows      = 20
 )
 
 // admissionLock is the advisory lock that a round of admission holds: the one that package queue takes.
@@ -123,6 +160,15 @@ func (l Limit) validate() error {
 		seconds("spacing_s", l.SpacingS),
 		seconds("jitter_s", l.JitterS),
 	)
+	if len(l.Windows) > maxWindows {
+		err = errors.Join(err, &InvalidError{Field: "windows", Reason: fmt.Sprintf("has more than %d", maxWindows)})
+	}
+	for _, w := range l.Windows {
+		err = errors.Join(err, w.validate())
+	}
+	if _, zoneErr := loadZone(l.zone()); zoneErr != nil {
+		err = errors.Join(err, zoneErr)
+	}
 	switch {
 	case l.MaxStarts == nil && l.PeriodS != nil:
 		err = errors.Join(err, &InvalidError{Field: "max_starts", Reason: "is missing: period_s says in which time so many starts are allowed"})
@@ -131,6 +177,8 @@ func (l Limit) validate() error {
 	}
 	return err
 }
+
+func (l Limit) zone() string { return cmp.Or(l.Timezone, "UTC") }
 
 // heldSQL counts the jobs that hold each key: those that run, and those that are about to.
 const heldSQL = `
@@ -143,7 +191,8 @@ const heldSQL = `
 const limitSQL = `
 		WITH held AS (` + heldSQL + `
 		)
-		SELECT l.key, l.max_running, l.max_starts, l.period_s, l.spacing_s, l.jitter_s, l.updated_at, l.updated_by,
+		SELECT l.key, l.max_running, l.max_starts, l.period_s, l.spacing_s, l.jitter_s, l.windows, l.timezone,
+			l.updated_at, l.updated_by,
 			CASE WHEN l.key NOT LIKE '%:*' THEN coalesce(h.n, 0) END AS running
 		FROM medianest.limits AS l
 		LEFT JOIN held AS h ON h.key = l.key`
@@ -227,20 +276,26 @@ func (s *Store) SetLimit(ctx context.Context, l Limit) (Limit, error) {
 				return &InvalidError{Field: "key", Reason: "names a user who does not exist"}
 			}
 		}
+		if err := checkZone(ctx, tx, l.zone()); err != nil {
+			return err
+		}
 		_, err := tx.Exec(ctx, `
-			INSERT INTO medianest.limits (key, max_running, max_starts, period_s, spacing_s, jitter_s, updated_by)
-			VALUES (@key, @max_running, @max_starts, @period_s, @spacing_s, @jitter_s, @updated_by)
+			INSERT INTO medianest.limits (key, max_running, max_starts, period_s, spacing_s, jitter_s, windows, timezone, updated_by)
+			VALUES (@key, @max_running, @max_starts, @period_s, @spacing_s, @jitter_s, @windows, @timezone, @updated_by)
 			ON CONFLICT (key) DO UPDATE
 			SET max_running = excluded.max_running,
 				max_starts = excluded.max_starts,
 				period_s = excluded.period_s,
 				spacing_s = excluded.spacing_s,
 				jitter_s = excluded.jitter_s,
+				windows = excluded.windows,
+				timezone = excluded.timezone,
 				updated_at = now(),
 				updated_by = excluded.updated_by`,
 			pgx.StrictNamedArgs{
 				"key": l.Key, "max_running": l.MaxRunning, "max_starts": l.MaxStarts, "period_s": l.PeriodS,
-				"spacing_s": l.SpacingS, "jitter_s": l.JitterS, "updated_by": l.UpdatedBy,
+				"spacing_s": l.SpacingS, "jitter_s": l.JitterS, "windows": windowsOrNull(l.Windows), "timezone": l.zone(),
+				"updated_by": l.UpdatedBy,
 			})
 		if err != nil {
 			return err
@@ -252,6 +307,25 @@ func (s *Store) SetLimit(ctx context.Context, l Limit) (Limit, error) {
 		return Limit{}, fmt.Errorf("set limit %q: %w", l.Key, err)
 	}
 	return l, nil
+}
+
+func windowsOrNull(windows []Window) any {
+	if len(windows) == 0 {
+		return nil
+	}
+	return windows
+}
+
+// checkZone refuses a zone that the database, which tells whether a window is open, does not know.
+func checkZone(ctx context.Context, tx pgx.Tx, zone string) error {
+	err := pgx.BeginFunc(ctx, tx, func(attempt pgx.Tx) error {
+		_, err := attempt.Exec(ctx, `SELECT now() AT TIME ZONE @zone`, pgx.StrictNamedArgs{"zone": zone})
+		return err
+	})
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && pgErr.Code == "22023" {
+		return errNoZone
+	}
+	return err
 }
 
 // DeleteLimit takes the key's own limit away, at once; that of its form holds then, if there is one. ErrNotFound if it

@@ -14,6 +14,7 @@ import (
 // Why a job waits that could be worked now.
 const (
 	WaitsForPause   = "paused"  // somebody has paused one of its keys
+	WaitsForWindow  = "window"  // one of its keys is not open at this time of the day
 	WaitsForLimit   = "limit"   // as many as are allowed at a time hold one of its keys
 	WaitsForPace    = "pace"    // one of its keys has begun too much of late
 	WaitsForBreaker = "breaker" // what stands behind one of its keys fails, and is asked by one job at a time
@@ -43,9 +44,10 @@ type gate struct {
 	Key     string
 	Own     bool
 	Paused  bool
+	Shut    bool // outside of its windows
 	Full    bool
 	Broken  bool       // its breaker waits, or its probe is under way
-	OpensAt *time.Time // by its pace and breaker; nil: now
+	OpensAt *time.Time // by its windows, pace and breaker; nil: now
 }
 
 func (g gate) closed() bool { return g.Paused || g.Full || g.Broken || g.OpensAt != nil }
@@ -54,6 +56,8 @@ func (g gate) reason() string {
 	switch {
 	case g.Paused:
 		return WaitsForPause
+	case g.Shut:
+		return WaitsForWindow
 	case g.Full:
 		return WaitsForLimit
 	case g.Broken:
@@ -92,6 +96,7 @@ var gatesSQL = `
 					FROM medianest.pause AS p
 					WHERE p.key IN (c.key, split_part(c.key, ':', 1) || ':*')
 				) AS paused,
+				w.opens_at IS NOT NULL AS shut,
 				coalesce(coalesce(h.n, 0) >= l.max_running, false) AS full,
 				b.open_until > now() OR coalesce(b.probing, false) AS broken,
 				greatest(
@@ -102,7 +107,7 @@ var gatesSQL = `
 							least(u.next_at, u.last_at + make_interval(secs => l.spacing_s + l.jitter_s)),
 							u.starts[cardinality(u.starts) - l.max_starts + 1] + make_interval(secs => l.period_s))
 					END,
-					b.open_until) AS opens_at
+					b.open_until, w.opens_at) AS opens_at
 			FROM candidate AS c
 			LEFT JOIN LATERAL (
 				SELECT l.*
@@ -111,6 +116,7 @@ var gatesSQL = `
 				ORDER BY l.key = c.key DESC
 				LIMIT 1
 			) AS l ON true
+			CROSS JOIN LATERAL (SELECT medianest.window_opens_at(l.windows, l.timezone, now()) AS opens_at) AS w
 			LEFT JOIN held AS h ON h.key = c.key
 			LEFT JOIN medianest.limit_use AS u ON u.key = c.key
 			LEFT JOIN LATERAL (
@@ -123,7 +129,7 @@ var gatesSQL = `
 				WHERE b.key = c.key
 			) AS b ON true
 		)
-		SELECT g.key, g.own, g.paused, g.full, coalesce(g.broken, false) AS broken, CASE WHEN g.opens_at > now() THEN g.opens_at END AS opens_at
+		SELECT g.key, g.own, g.paused, g.shut, g.full, coalesce(g.broken, false) AS broken, CASE WHEN g.opens_at > now() THEN g.opens_at END AS opens_at
 		FROM gate AS g
 		WHERE g.own OR g.paused OR g.full OR g.broken OR g.opens_at > now()`
 

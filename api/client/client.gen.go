@@ -370,6 +370,7 @@ const (
 	WaitingReasonPace    WaitingReason = "pace"
 	WaitingReasonPaused  WaitingReason = "paused"
 	WaitingReasonSlots   WaitingReason = "slots"
+	WaitingReasonWindow  WaitingReason = "window"
 )
 
 // Valid indicates whether the value is a known member of the WaitingReason enum.
@@ -384,6 +385,41 @@ func (e WaitingReason) Valid() bool {
 	case WaitingReasonPaused:
 		return true
 	case WaitingReasonSlots:
+		return true
+	case WaitingReasonWindow:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for WindowDays.
+const (
+	Fri WindowDays = "fri"
+	Mon WindowDays = "mon"
+	Sat WindowDays = "sat"
+	Sun WindowDays = "sun"
+	Thu WindowDays = "thu"
+	Tue WindowDays = "tue"
+	Wed WindowDays = "wed"
+)
+
+// Valid indicates whether the value is a known member of the WindowDays enum.
+func (e WindowDays) Valid() bool {
+	switch e {
+	case Fri:
+		return true
+	case Mon:
+		return true
+	case Sat:
+		return true
+	case Sun:
+		return true
+	case Thu:
+		return true
+	case Tue:
+		return true
+	case Wed:
 		return true
 	default:
 		return false
@@ -672,7 +708,7 @@ type Download struct {
 	UserID  openapi_types.UUID `json:"user_id"`
 	Waiting *Waiting           `json:"waiting,omitempty"`
 
-	// WaitingOn What a waiting download waits for. retry: the pause before the next try. pause: it was paused. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced.
+	// WaitingOn What a waiting download waits for. retry: the pause before the next try. pause: it was paused. window: the time of the day at which it is allowed. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced.
 	WaitingOn *string `json:"waiting_on,omitempty"`
 }
 
@@ -899,11 +935,19 @@ type Limit struct {
 	// Example: 10
 	SpacingS float64 `json:"spacing_s"`
 
+	// Timezone Whose clocks the windows go by.
+	//
+	// Example: Europe/Berlin
+	Timezone string `json:"timezone"`
+
 	// UpdatedAt When it was set.
 	UpdatedAt time.Time `json:"updated_at"`
 
 	// UpdatedBy Who set it; missing where the platform did.
 	UpdatedBy *openapi_types.UUID `json:"updated_by,omitempty"`
+
+	// Windows When jobs begin; missing: at any time.
+	Windows *[]Window `json:"windows,omitempty"`
 }
 
 // LimitList defines model for LimitList.
@@ -941,6 +985,14 @@ type LimitRequest struct {
 	//
 	// Example: 10
 	SpacingS *float64 `json:"spacing_s,omitempty"`
+
+	// Timezone Whose clocks the windows go by, as an IANA name. Default: UTC.
+	//
+	// Example: Europe/Berlin
+	Timezone *string `json:"timezone,omitempty"`
+
+	// Windows When jobs begin. What runs when a window closes goes on.
+	Windows *[]Window `json:"windows,omitempty"`
 }
 
 // Liveness defines model for Liveness.
@@ -1385,16 +1437,35 @@ type Waiting struct {
 	// Example: 3
 	Position *int64 `json:"position,omitempty"`
 
-	// Reason paused: somebody has paused the key. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+	// Reason paused: somebody has paused the key. window: jobs under the key begin at other times of the day. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
 	//
 	// Example: limit
 	Reason WaitingReason `json:"reason"`
 }
 
-// WaitingReason paused: somebody has paused the key. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
+// WaitingReason paused: somebody has paused the key. window: jobs under the key begin at other times of the day. limit: as many as are allowed at a time run under the key. pace: too many have begun under the key of late. breaker: what stands behind the key asked for less or fails, and is tried by one job at a time. slots: all workers are busy, or there is none; or it has only just come.
 //
 // Example: limit
 type WaitingReason string
+
+// Window defines model for Window.
+type Window struct {
+	// Days The days on which it begins; missing: every day.
+	Days *[]WindowDays `json:"days,omitempty"`
+
+	// From When it begins.
+	//
+	// Example: 23:00
+	From string `json:"from"`
+
+	// To When it ends; on the next day if that is not after from.
+	//
+	// Example: 07:00
+	To string `json:"to"`
+}
+
+// WindowDays defines model for Window.Days.
+type WindowDays string
 
 // Worker defines model for Worker.
 type Worker struct {

@@ -257,7 +257,9 @@ const sourcesSQL = `
 	FROM source`
 
 const (
-	limitsSQL = `SELECT key, max_running, max_starts, period_s, spacing_s, jitter_s FROM medianest.limits`
+	limitsSQL = `
+		SELECT key, max_running, max_starts, period_s, spacing_s, jitter_s, medianest.window_opens_at(windows, timezone, now()) AS opens_at
+		FROM medianest.limits`
 	pausesSQL = `SELECT key FROM medianest.pause`
 	usesSQL   = `SELECT key, last_at, next_at, starts FROM medianest.limit_use`
 )
@@ -489,7 +491,8 @@ func forget(ctx context.Context, tx pgx.Tx, t *table) error {
 }
 
 // demote takes back what was admitted and has not begun, where a limit was lowered, a breaker tripped, a key was paused, a
-// queue is worked by fewer, or nobody works it any more: it must not hold its keys for nothing. What runs goes on.
+// window has closed, a queue is worked by fewer, or nobody works it any more: it must not hold its keys for nothing. What
+// runs goes on.
 func demote(ctx context.Context, tx pgx.Tx, t *table) (demoted int, err error) {
 	take := func(key string, n int) error {
 		taken, err := takeBack(ctx, tx, t, key, n)
@@ -504,13 +507,14 @@ func demote(ctx context.Context, tx pgx.Tx, t *table) (demoted int, err error) {
 		}
 	}
 	for key, n := range t.running {
-		if n > 0 && t.isPaused(key) {
+		l, ok := t.limit(key)
+		if n > 0 && (l.OpensAt != nil || t.isPaused(key)) {
 			if err := take(key, n); err != nil {
 				return demoted, err
 			}
 			continue
 		}
-		if l, ok := t.limit(key); ok && l.MaxRunning != nil && n > *l.MaxRunning {
+		if ok && l.MaxRunning != nil && n > *l.MaxRunning {
 			if err := take(key, n-*l.MaxRunning); err != nil {
 				return demoted, err
 			}

@@ -17,6 +17,7 @@ type Limit struct {
 	PeriodS    *int
 	SpacingS   float64
 	JitterS    float64
+	OpensAt    *time.Time // by its windows; nil: it is open
 }
 
 func (l Limit) paced() bool { return l.MaxStarts != nil || l.SpacingS > 0 || l.JitterS > 0 }
@@ -113,6 +114,9 @@ func (t *table) room(key string) bool {
 		return false
 	}
 	opens := t.opens(key, l)
+	if l.OpensAt != nil && l.OpensAt.After(opens) {
+		opens = *l.OpensAt
+	}
 	if b != nil && b.OpenUntil.After(opens) {
 		opens = b.OpenUntil
 	}

@@ -334,6 +334,43 @@ func TestPausesBindAtOnce(t *testing.T) {
 	}
 }
 
+// Nothing begins outside of a limit's windows, and what was about to waits again; a round comes when one opens.
+func TestWindowsBindAtOnce(t *testing.T) {
+	t.Parallel()
+
+	y := setupYard(t)
+	y.slots(t, "test", 6)
+	window := func(from, to string) { // around now, in seconds
+		t.Helper()
+		y.exec(t, `
+			INSERT INTO medianest.limits (key, max_running, windows)
+			SELECT 'host:a', 2, jsonb_build_array(jsonb_build_object('from', to_char(now() AT TIME ZONE 'UTC' + $1::interval, 'HH24:MI:SS'),
+				'to', to_char(now() AT TIME ZONE 'UTC' + $2::interval, 'HH24:MI:SS')))
+			ON CONFLICT (key) DO UPDATE SET windows = excluded.windows`, from, to)
+	}
+	jobs := y.add(t, 4, "host:a", "user:1")
+	window("1 hour", "2 hours")
+	require.Empty(t, y.round(t))
+	require.Equal(t, "host:a", y.blockedOn(t, jobs[0]))
+	window("-1 hour", "1 hour")
+	require.Equal(t, jobs[:2], y.round(t), "and not more than the limit allows")
+	y.fetch(t, jobs[0])
+	window("-2 hours", "-1 hour")
+	require.Empty(t, y.round(t))
+	require.Empty(t, y.rows(t, "available"), "what was about to begin waits again")
+	require.Equal(t, jobs[:1], y.rows(t, "running"), "what runs goes on")
+	y.end(t, jobs[0])
+
+	window("3 seconds", "1 hour")
+	ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	defer stop()
+	done := make(chan struct{})
+	go func() { defer close(done); _ = y.admission.Run(ctx) }()
+	require.Eventually(t, func() bool { return len(y.rows(t, "available")) == 2 }, 20*time.Second, 20*time.Millisecond)
+	stop()
+	<-done
+}
+
 // What nobody can work holds no keys.
 func TestIdleQueueHoldsNoKeys(t *testing.T) {
 	t.Parallel()
