@@ -29,6 +29,7 @@ type Downloads interface {
 	ListDownloads(ctx context.Context, f store.DownloadFilter) ([]store.Download, string, error)
 	CancelDownload(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
 	RetryDownload(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
+	DownloadNow(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
 	DeleteDownload(ctx context.Context, id uuid.UUID, v store.Viewer) error
 }
 
@@ -43,6 +44,7 @@ type Download struct {
 	IsCollection bool       `json:"is_collection" doc:"A page, playlist or feed: it has items (list them by parent_id) and no files of its own."`
 	State        string     `json:"state" enum:"queued,waiting,running,paused,completed,failed,cancelled" doc:"queued: waits for a worker. waiting: for something else, see waiting_on. running: a worker is at it. completed, failed and cancelled are ends, until it is tried again." example:"running"`
 	WaitingOn    string     `json:"waiting_on,omitempty" doc:"What a waiting download waits for. retry: the pause before the next try. pause: it was paused. window: the time of the day at which it is allowed. limit: how many run at a time, or begin; waiting tells more. breaker: the site asked for less, or fails. disk: space. live: the start of what is announced."`
+	StartBy      *time.Time `json:"start_by,omitempty" doc:"When it is dropped unless it has begun."`
 	NextTryAt    *time.Time `json:"next_try_at,omitempty" doc:"When a waiting download is tried again, at the earliest."`
 	Waiting      *Waiting   `json:"waiting,omitempty" doc:"Why its job waits in the queue, and where in line. It is looked up when the download is: the event stream tells of such a download as queued, and the answer to a new one does not tell it yet."`
 	JobID        string     `json:"job_id,omitempty" doc:"The job that fetches it: the same for all users who wish for the same." example:"42"`
@@ -94,8 +96,9 @@ type Failure struct {
 
 // DownloadRequest asks for a download.
 type DownloadRequest struct {
-	URL     string `json:"url" minLength:"1" maxLength:"8192" doc:"What to download: an absolute http or https address of a video, a page with videos, a playlist or a feed." example:"https://example.org/watch/42"`
-	Profile string `json:"profile,omitempty" enum:"best" default:"best" doc:"In which form." example:"best"`
+	URL     string     `json:"url" minLength:"1" maxLength:"8192" doc:"What to download: an absolute http or https address of a video, a page with videos, a playlist or a feed." example:"https://example.org/watch/42"`
+	Profile string     `json:"profile,omitempty" enum:"best" default:"best" doc:"In which form." example:"best"`
+	StartBy *time.Time `json:"start_by,omitempty" doc:"If it has not begun by then, it is dropped: cancelled, with the reason expired. Missing: it begins whenever it can."`
 }
 
 // maxLimit is the longest page of a list.
@@ -129,7 +132,7 @@ func (a *API) handleCreateDownload(ctx context.Context, input *createDownloadInp
 		return nil, invalidURL(err)
 	}
 	download, created, err := a.store.CreateDownload(ctx, store.NewDownload{
-		UserID: viewerOf(ctx).UserID, URL: url, ContentKey: key, Profile: input.Body.Profile,
+		UserID: viewerOf(ctx).UserID, URL: url, ContentKey: key, Profile: input.Body.Profile, StartBy: input.Body.StartBy,
 		IdempotencyKey: input.IdempotencyKey, Fingerprint: fingerprint(input.Body),
 	})
 	if err != nil {
@@ -240,6 +243,21 @@ func (a *API) handleRetryDownload(ctx context.Context, input *downloadInput) (*d
 	return &downloadOutput{a.presentDownload(ctx, download)}, nil
 }
 
+var downloadNow = described{
+	id: "download-now", tag: tagDownloads, summary: "Download it next",
+	text:     "Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.",
+	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
+}
+
+func (a *API) handleDownloadNow(ctx context.Context, input *downloadInput) (*downloadOutput, error) {
+	download, err := a.store.DownloadNow(ctx, input.ID, viewerOf(ctx))
+	if err != nil {
+		return nil, conflict(notFound(err, "download"), "It does not wait: it runs already, or has ended.")
+	}
+	a.onLimits()
+	return &downloadOutput{a.presentDownload(ctx, download)}, nil
+}
+
 var deleteDownload = described{
 	id: "delete-download", tag: tagDownloads, summary: "Delete a download and its files",
 	text:     "Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.",
@@ -304,7 +322,7 @@ func (a *API) presentDownloads(ctx context.Context, downloads []store.Download) 
 func mapDownload(d store.Download, p *store.Progress, runningDone float64) Download {
 	mapped := Download{
 		ID: d.ID, UserID: d.UserID, ParentID: d.ParentID, URL: d.URL, Profile: d.Profile, Title: d.Title,
-		IsCollection: d.IsCollection, State: d.State, WaitingOn: d.WaitingOn, NextTryAt: d.NextTryAt, Waiting: mapWaiting(d.Waiting),
+		IsCollection: d.IsCollection, State: d.State, WaitingOn: d.WaitingOn, NextTryAt: d.NextTryAt, StartBy: d.StartBy, Waiting: mapWaiting(d.Waiting),
 		Files: make([]File, 0, len(d.Files)), CreatedAt: d.CreatedAt, StartedAt: d.StartedAt, FinishedAt: d.FinishedAt,
 	}
 	if d.JobID != nil {

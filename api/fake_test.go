@@ -115,6 +115,14 @@ func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (sto
 	return store.Job{}, f.fail(ctx)
 }
 
+func (f *fakeStore) DownloadNow(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
+	return store.Download{}, f.fail(ctx)
+}
+
+func (f *fakeStore) SetJobPriority(ctx context.Context, _ int64, _ int, _ store.Viewer) (store.Job, error) {
+	return store.Job{}, f.fail(ctx)
+}
+
 func (f *fakeStore) RetryJob(ctx context.Context, _ int64, _ store.Viewer) (store.Job, error) {
 	return store.Job{}, f.fail(ctx)
 }

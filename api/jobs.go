@@ -18,6 +18,7 @@ type Jobs interface {
 	ListJobs(ctx context.Context, f store.JobFilter) ([]store.Job, string, error)
 	CancelJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
 	RetryJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+	SetJobPriority(ctx context.Context, id int64, priority int, v store.Viewer) (store.Job, error)
 	// CurrentRow returns the row that a job has now, by the job's id or that of any row that it has had. ErrNotFound if
 	// it has none any more.
 	CurrentRow(ctx context.Context, id int64) (store.JobRow, error)
@@ -152,6 +153,35 @@ func (a *API) handleRetryJob(ctx context.Context, input *jobInput) (*jobOutput, 
 	if err != nil {
 		return nil, conflict(notFound(err, "job"), "It runs, waits for a worker already, or has completed; or another job has taken its place; or nobody wishes for what it fetches.")
 	}
+	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
+}
+
+var setJobPriority = described{
+	id: "set-job-priority", tag: tagJobs, summary: "Change a job's priority", admin: true,
+	text:     "Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.",
+	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
+}
+
+// JobChange is what can be changed of a job.
+type JobChange struct {
+	Priority int `json:"priority" minimum:"1" maximum:"4" doc:"Jobs with a lower number go first, whoever they are for. Downloads begin with 2." example:"1"`
+}
+
+type setJobPriorityInput struct {
+	ID   string `path:"id" pattern:"^[1-9][0-9]{0,18}$" patternDescription:"a job id" doc:"The job's id." example:"42"`
+	Body JobChange
+}
+
+func (a *API) handleSetJobPriority(ctx context.Context, input *setJobPriorityInput) (*jobOutput, error) {
+	id, err := (&jobInput{ID: input.ID}).number()
+	if err != nil {
+		return nil, err
+	}
+	job, err := a.store.SetJobPriority(ctx, id, input.Body.Priority, viewerOf(ctx))
+	if err != nil {
+		return nil, conflict(notFound(err, "job"), "It has ended.")
+	}
+	a.onLimits()
 	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
 }
 

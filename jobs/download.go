@@ -38,7 +38,7 @@ func (DownloadArgs) Kind() string { return "download" }
 // InsertOpts implements river.JobArgsWithInsertOpts. That a content has one job at a time is kept by the lock on its
 // row, not by River's uniqueness: a second wish must be tied to the job that runs, not refused.
 func (DownloadArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: QueueDownload, MaxAttempts: 8}
+	return river.InsertOpts{Queue: QueueDownload, MaxAttempts: 8, Priority: store.PriorityNormal}
 }
 
 // Extractor finds out what is behind an address and fetches it. *ytdlp.Runner is one.

@@ -147,6 +147,7 @@ func follow(ctx context.Context, tx pgx.Tx, downloads []treeRow, attachments map
 			next_try_at = n.next_try_at,
 			job_id = n.job_id,
 			cancelled_at = NULL,
+			start_by = NULL,
 			failure_reason = '',
 			failure_detail = '',
 			started_at = CASE WHEN n.state = 'running' THEN now() END,

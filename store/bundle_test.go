@@ -69,7 +69,7 @@ func (q riverQueue) EnqueueDownloadsTx(ctx context.Context, tx pgx.Tx, fetches [
 	params := make([]river.InsertManyParams, len(fetches))
 	for i, f := range fetches {
 		params[i] = river.InsertManyParams{Args: downloadArgs{ContentID: f.ContentID}, InsertOpts: &river.InsertOpts{
-			Queue: "download", MaxAttempts: 8,
+			Queue: "download", MaxAttempts: 8, Priority: store.PriorityNormal,
 			Metadata: fmt.Appendf(nil, `{"keys": ["kind:download", "host:%s", "user:%s"]}`, f.Host, f.UserID),
 		}}
 	}

@@ -21,7 +21,7 @@ func (s *Store) CancelDownload(ctx context.Context, id uuid.UUID, v Viewer) (Dow
 		if d.State == StateCancelled {
 			return nil
 		}
-		cancelled, err := s.cancelTrees(ctx, tx, []uuid.UUID{id})
+		cancelled, err := s.cancelTrees(ctx, tx, []uuid.UUID{id}, "")
 		if err != nil {
 			return err
 		}
@@ -41,8 +41,8 @@ func (s *Store) CancelDownload(ctx context.Context, id uuid.UUID, v Viewer) (Dow
 }
 
 // cancelTrees cancels what is active of the roots and below them, and returns which downloads those are. An item whose
-// job has ended is not active, though the outbox's consumer may be a moment behind.
-func (s *Store) cancelTrees(ctx context.Context, tx pgx.Tx, roots []uuid.UUID) (cancelled []uuid.UUID, err error) {
+// job has ended is not active, though the outbox's consumer may be a moment behind. Those that expire have not begun.
+func (s *Store) cancelTrees(ctx context.Context, tx pgx.Tx, roots []uuid.UUID, reason string) (cancelled []uuid.UUID, err error) {
 	t, err := lockTree(ctx, tx, roots)
 	if err != nil {
 		return nil, err
@@ -52,6 +52,9 @@ func (s *Store) cancelTrees(ctx context.Context, tx pgx.Tx, roots []uuid.UUID) (
 		return nil, err
 	}
 	for _, r := range t.below() {
+		if reason == reasonExpired && (r.IsCollection || r.JobID != nil && jobs[*r.JobID].Begun) {
+			continue
+		}
 		if isActive(r.State) && (r.IsCollection || !ended(r, jobs)) {
 			cancelled = append(cancelled, r.ID)
 		}
@@ -65,9 +68,10 @@ func (s *Store) cancelTrees(ctx context.Context, tx pgx.Tx, roots []uuid.UUID) (
 			cancelled_at = now(),
 			finished_at = now(),
 			waiting_on = '',
-			next_try_at = NULL
+			next_try_at = NULL,
+			failure_reason = @reason
 		WHERE id = ANY(@ids) AND state = ANY(@active)`,
-		pgx.StrictNamedArgs{"ids": cancelled, "active": activeStates})
+		pgx.StrictNamedArgs{"ids": cancelled, "active": activeStates, "reason": reason})
 	if err != nil {
 		return nil, fmt.Errorf("cancel %d downloads: %w", len(cancelled), err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -15,6 +16,7 @@ type NewDownload struct {
 	URL            string
 	ContentKey     string // the same for all wishes that the same fetch fulfils
 	Profile        string
+	StartBy        *time.Time // by when it is to begin, or be dropped; nil: whenever it can
 	IdempotencyKey string   // of the request; empty: none
 	Fingerprint    [32]byte // of the request; needed with a key
 }
@@ -25,6 +27,9 @@ func (n NewDownload) validate() error {
 		checkText("content_key", n.ContentKey, 2*maxURLBytes),
 		checkText("profile", n.Profile, maxKeyBytes),
 	)
+	if n.StartBy != nil && !n.StartBy.After(time.Now()) {
+		err = errors.Join(err, &InvalidError{Field: "start_by", Reason: "is not to come"})
+	}
 	if n.IdempotencyKey != "" {
 		err = errors.Join(err, checkText("idempotency_key", n.IdempotencyKey, maxIdempotencyKeyBytes))
 	}
@@ -153,8 +158,8 @@ func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n N
 	rows, err := tx.Query(ctx, `
 		WITH d AS (
 			INSERT INTO medianest.downloads AS d
-				(id, user_id, content_id, url, profile, title, state, waiting_on, next_try_at, job_id, started_at)
-			VALUES (@id, @user_id, @content_id, @url, @profile, @title, @state, @waiting_on, @next_try_at, @job_id,
+				(id, user_id, content_id, url, profile, title, state, waiting_on, next_try_at, start_by, job_id, started_at)
+			VALUES (@id, @user_id, @content_id, @url, @profile, @title, @state, @waiting_on, @next_try_at, @start_by, @job_id,
 				CASE WHEN @running THEN now() END)
 			RETURNING `+downloadColumns("d")+`
 		), seen AS (
@@ -170,7 +175,7 @@ func (s *Store) insertDownload(ctx context.Context, tx pgx.Tx, id uuid.UUID, n N
 		FROM d`,
 		pgx.StrictNamedArgs{
 			"id": id, "user_id": n.UserID, "content_id": content.ID, "url": n.URL, "profile": n.Profile, "title": content.Title,
-			"state": a.State, "waiting_on": a.WaitingOn, "next_try_at": a.NextTryAt, "job_id": a.JobID, "running": a.State == StateRunning,
+			"state": a.State, "waiting_on": a.WaitingOn, "next_try_at": a.NextTryAt, "start_by": n.StartBy, "job_id": a.JobID, "running": a.State == StateRunning,
 		})
 	if err != nil {
 		return Download{}, fmt.Errorf("insert download: %w", err)

@@ -69,6 +69,7 @@ type Download struct {
 	State         string
 	WaitingOn     string
 	NextTryAt     *time.Time
+	StartBy       *time.Time // dropped if it has not begun by then
 	JobID         *int64
 	FailureReason string
 	FailureDetail string
@@ -257,7 +258,7 @@ func listQuery(f DownloadFilter, limit int, closed gates) (downloadQuery, error)
 // downloadColumns are those of Download, of the table that goes by the alias.
 func downloadColumns(alias string) string {
 	return strings.ReplaceAll(`$.id, $.user_id, $.content_id, $.parent_id, $.position, $.url, $.profile, $.title, $.is_collection,
-				$.state, $.waiting_on, $.next_try_at, $.job_id, $.failure_reason, $.failure_detail, $.created_at,
+				$.state, $.waiting_on, $.next_try_at, $.start_by, $.job_id, $.failure_reason, $.failure_detail, $.created_at,
 				$.started_at, $.finished_at`, "$", alias)
 }
 

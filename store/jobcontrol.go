@@ -68,7 +68,7 @@ func (s *Store) cancelJobFor(ctx context.Context, tx pgx.Tx, id int64, userID uu
 		return fmt.Errorf("list downloads: %w", err)
 	}
 	if len(own) > 0 {
-		if own, err = s.cancelTrees(ctx, tx, own); err != nil {
+		if own, err = s.cancelTrees(ctx, tx, own, ""); err != nil {
 			return err
 		}
 	}
@@ -156,7 +156,7 @@ func reviveOwn(ctx context.Context, tx pgx.Tx, jobID int64, userID uuid.UUID) er
 	}
 	_, err = tx.Exec(ctx, `
 		UPDATE medianest.downloads
-		SET cancelled_at = NULL
+		SET cancelled_at = NULL, start_by = NULL
 		WHERE id = ANY(@ids) AND cancelled_at IS NOT NULL`,
 		pgx.StrictNamedArgs{"ids": revived})
 	if err != nil {

@@ -218,6 +218,7 @@ type lockedJob struct {
 	CancelAsked bool   // it runs, and its end is asked for
 	Parked      string // why its worker put it off, if it is scheduled
 	Superseded  bool   // the job goes on as another row
+	Begun       bool   // it runs, or has run
 }
 
 func (j lockedJob) final() bool { return isFinalJobState(j.State) }
@@ -230,7 +231,8 @@ const lockedJobColumns = `n.id, j.id AS row, j.state::text AS state, j.scheduled
 	j.metadata ? 'cancel_attempted_at' AS cancel_asked,
 	CASE WHEN j.state = 'scheduled' AND j.metadata ->> 'reason_attempt' = (j.attempt + 1)::text
 		THEN coalesce(j.metadata ->> 'reason', '') ELSE '' END AS parked,
-	j.metadata ? 'superseded_by' AS superseded`
+	j.metadata ? 'superseded_by' AS superseded,
+	j.state = 'running' OR j.attempted_at IS NOT NULL AS begun`
 
 // lockJobs locks the present rows of those of the jobs that are not final, and returns all that exist, by public id.
 // The content of each download job among them is locked already.

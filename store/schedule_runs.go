@@ -555,5 +555,6 @@ func (s *Scheduler) look(ctx context.Context, ensured *bool) error {
 		now = &t
 	}
 	_, err := s.o.Store.AttendSchedules(ctx, now, s.o.Logger)
-	return err
+	_, expireErr := s.o.Store.ExpireDownloads(ctx, now)
+	return errors.Join(err, expireErr)
 }

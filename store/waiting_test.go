@@ -214,7 +214,7 @@ func TestWaitingPosition(t *testing.T) {
 	require.Equal(t, 3, position(anns[1]))
 	b.exec(`INSERT INTO medianest.limit_use (key, last_at, next_at) VALUES ($1, now(), now())`, "user:"+ben.ID.String())
 	require.Equal(t, []int{2, 1}, []int{position(bens), position(eves[0])}, "eve was served longer ago")
-	b.exec(`UPDATE river.river_job SET priority = 2 WHERE id = $1`, *eves[0].JobID)
+	b.exec(`UPDATE river.river_job SET priority = 3 WHERE id = $1`, *eves[0].JobID)
 	require.Equal(t, 22, position(eves[0]))
 	require.Equal(t, 1, position(eves[1]))
 }

@@ -686,6 +686,9 @@ type Download struct {
 	Profile  string    `json:"profile"`
 	Progress *Progress `json:"progress,omitempty"`
 
+	// StartBy When it is dropped unless it has begun.
+	StartBy *time.Time `json:"start_by,omitempty"`
+
 	// StartedAt When a worker took it.
 	StartedAt *time.Time `json:"started_at,omitempty"`
 
@@ -732,6 +735,9 @@ type DownloadRequest struct {
 	//
 	// Example: best
 	Profile *DownloadRequestProfile `json:"profile,omitempty"`
+
+	// StartBy If it has not begun by then, it is dropped: cancelled, with the reason expired. Missing: it begins whenever it can.
+	StartBy *time.Time `json:"start_by,omitempty"`
 
 	// URL What to download: an absolute http or https address of a video, a page with videos, a playlist or a feed.
 	//
@@ -872,6 +878,14 @@ type Job struct {
 //
 // Example: running
 type JobState string
+
+// JobChange defines model for JobChange.
+type JobChange struct {
+	// Priority Jobs with a lower number go first, whoever they are for. Downloads begin with 2.
+	//
+	// Example: 1
+	Priority int64 `json:"priority"`
+}
 
 // JobError defines model for JobError.
 type JobError struct {
@@ -1639,6 +1653,9 @@ type ListScheduleRunsParams struct {
 // CreateDownloadJSONRequestBody defines body for CreateDownload for application/json ContentType.
 type CreateDownloadJSONRequestBody = DownloadRequest
 
+// SetJobPriorityJSONRequestBody defines body for SetJobPriority for application/json ContentType.
+type SetJobPriorityJSONRequestBody = JobChange
+
 // SetLimitJSONRequestBody defines body for SetLimit for application/json ContentType.
 type SetLimitJSONRequestBody = LimitRequest
 
@@ -1795,6 +1812,13 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/downloads/{id}/cancel (the `CancelDownload` operationId).
 	CancelDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// DownloadNow Download it next
+	//
+	// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+	//
+	// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
+	DownloadNow(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// RetryDownload Try a download again
 	//
 	// Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
@@ -1850,6 +1874,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 	FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetJobPriorityWithBody Change a job's priority
+	//
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+	SetJobPriorityWithBody(ctx context.Context, id string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetJobPriority Change a job's priority
+	//
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+	SetJobPriority(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelJob Cancel a job
 	//
@@ -2222,6 +2264,23 @@ func (c *Client) CancelDownload(ctx context.Context, id openapi_types.UUID, reqE
 	return c.Client.Do(req)
 }
 
+// DownloadNow Download it next
+//
+// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+//
+// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
+func (c *Client) DownloadNow(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDownloadNowRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // RetryDownload Try a download again
 //
 // Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
@@ -2308,6 +2367,44 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 // Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 func (c *Client) FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewFindJobRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetJobPriorityWithBody Change a job's priority
+//
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+func (c *Client) SetJobPriorityWithBody(ctx context.Context, id string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetJobPriorityRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetJobPriority Change a job's priority
+//
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+func (c *Client) SetJobPriority(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetJobPriorityRequest(c.Server, id, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3165,6 +3262,40 @@ func NewCancelDownloadRequest(server string, id openapi_types.UUID) (*http.Reque
 	return req, nil
 }
 
+// NewDownloadNowRequest constructs an http.Request for the DownloadNow method
+func NewDownloadNowRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/downloads/%s/now", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewRetryDownloadRequest constructs an http.Request for the RetryDownload method
 func NewRetryDownloadRequest(server string, id openapi_types.UUID) (*http.Request, error) {
 	var err error
@@ -3457,6 +3588,53 @@ func NewFindJobRequest(server string, id string) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewSetJobPriorityRequest calls the generic SetJobPriority builder with application/json body
+func NewSetJobPriorityRequest(server string, id string, body SetJobPriorityJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetJobPriorityRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewSetJobPriorityRequestWithBody constructs an http.Request for the SetJobPriority method, with any body, and a specified content type
+func NewSetJobPriorityRequestWithBody(server string, id string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/jobs/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -4509,6 +4687,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/downloads/{id}/cancel (the `CancelDownload` operationId).
 	CancelDownloadWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*CancelDownloadResponse, error)
 
+	// DownloadNowWithResponse Download it next
+	//
+	// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
+	DownloadNowWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*DownloadNowResponse, error)
+
 	// RetryDownloadWithResponse Try a download again
 	//
 	// Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
@@ -4572,6 +4759,24 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 	FindJobWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*FindJobResponse, error)
+
+	// SetJobPriorityWithBodyWithResponse Change a job's priority
+	//
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+	SetJobPriorityWithBodyWithResponse(ctx context.Context, id string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetJobPriorityResponse, error)
+
+	// SetJobPriorityWithResponse Change a job's priority
+	//
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+	SetJobPriorityWithResponse(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*SetJobPriorityResponse, error)
 
 	// CancelJobWithResponse Cancel a job
 	//
@@ -5310,6 +5515,75 @@ func (r CancelDownloadResponse) ContentType() string {
 	return ""
 }
 
+type DownloadNowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Download
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DownloadNowResponse) GetJSON200() *Download {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DownloadNowResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r DownloadNowResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r DownloadNowResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DownloadNowResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DownloadNowResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DownloadNowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DownloadNowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DownloadNowResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type RetryDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5552,6 +5826,103 @@ func (r FindJobResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r FindJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetJobPriorityResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Job
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetJobPriorityResponse) GetJSON200() *Job {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetJobPriorityResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetJobPriorityResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetJobPriorityResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetJobPriorityResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetJobPriorityResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7302,6 +7673,21 @@ func (c *ClientWithResponses) CancelDownloadWithResponse(ctx context.Context, id
 	return ParseCancelDownloadResponse(rsp)
 }
 
+// DownloadNowWithResponse Download it next
+//
+// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
+func (c *ClientWithResponses) DownloadNowWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*DownloadNowResponse, error) {
+	rsp, err := c.DownloadNow(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDownloadNowResponse(rsp)
+}
+
 // RetryDownloadWithResponse Try a download again
 //
 // Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
@@ -7388,6 +7774,36 @@ func (c *ClientWithResponses) FindJobWithResponse(ctx context.Context, id string
 		return nil, err
 	}
 	return ParseFindJobResponse(rsp)
+}
+
+// SetJobPriorityWithBodyWithResponse Change a job's priority
+//
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+func (c *ClientWithResponses) SetJobPriorityWithBodyWithResponse(ctx context.Context, id string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetJobPriorityResponse, error) {
+	rsp, err := c.SetJobPriorityWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetJobPriorityResponse(rsp)
+}
+
+// SetJobPriorityWithResponse Change a job's priority
+//
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
+func (c *ClientWithResponses) SetJobPriorityWithResponse(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*SetJobPriorityResponse, error) {
+	rsp, err := c.SetJobPriority(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetJobPriorityResponse(rsp)
 }
 
 // CancelJobWithResponse Cancel a job
@@ -8204,6 +8620,60 @@ func ParseCancelDownloadResponse(rsp *http.Response) (*CancelDownloadResponse, e
 	return response, nil
 }
 
+// ParseDownloadNowResponse parses an HTTP response from a DownloadNowWithResponse call
+func ParseDownloadNowResponse(rsp *http.Response) (*DownloadNowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DownloadNowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Download
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseRetryDownloadResponse parses an HTTP response from a RetryDownloadWithResponse call
 func ParseRetryDownloadResponse(rsp *http.Response) (*RetryDownloadResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8372,6 +8842,88 @@ func ParseFindJobResponse(rsp *http.Response) (*FindJobResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetJobPriorityResponse parses an HTTP response from a SetJobPriorityWithResponse call
+func ParseSetJobPriorityResponse(rsp *http.Response) (*SetJobPriorityResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetJobPriorityResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Job
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem

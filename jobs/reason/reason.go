@@ -42,6 +42,7 @@ const (
 
 	Cancelled          Reason = "cancelled"            // somebody asked for it
 	ChildrenFailed     Reason = "children_failed"      // none of a collection's items completed
+	Expired            Reason = "expired"              // it had not begun by the time until which it was wanted
 	Internal           Reason = "internal"             // a fault of this platform
 	JobDeleted         Reason = "job_deleted"          // its row was deleted before it ended
 	PoisonPill         Reason = "poison_pill"          // took its worker down again and again
@@ -97,6 +98,7 @@ var entries = map[Reason]entry{
 	Damaged:            {Retry, true, "What was downloaded is not a whole media file."},
 	DiskFull:           {ParkSpace, true, "There is no space left for media; it goes on when there is."},
 	EgressDenied:       {Permanent, false, "The address leads to a network that downloads may not reach."},
+	Expired:            {Permanent, true, "It had not begun by the time until which it was wanted."},
 	ExtractorBug:       {Retry, true, "The downloader does not understand this site any more; an update may help."},
 	FormatUnavailable:  {Permanent, false, "The site does not offer it in the quality asked for."},
 	GeoBlocked:         {Permanent, false, "The site does not offer it in the country of this server."},

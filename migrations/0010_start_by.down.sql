@@ -1,0 +1,1 @@
+ALTER TABLE medianest.downloads DROP COLUMN start_by;
