@@ -34,6 +34,7 @@ type Store interface {
 	Limits
 	Breakers
 	Pauses
+	Audit
 }
 
 // ProgressSource is what the API needs of the progress bus.

@@ -115,6 +115,20 @@ func (f *fakeStore) CancelJob(ctx context.Context, _ int64, _ store.Viewer) (sto
 	return store.Job{}, f.fail(ctx)
 }
 
+func (f *fakeStore) BeginAudit(ctx context.Context, _ store.AuditEntry) (int64, error) {
+	return 0, f.fail(ctx)
+}
+
+func (f *fakeStore) EndAudit(context.Context, int64, int, map[string]any) error { return nil }
+
+func (f *fakeStore) ListAudit(ctx context.Context, _ store.AuditFilter) ([]store.AuditEntry, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) SupersededRows(ctx context.Context, _ []int64) ([]int64, error) {
+	return nil, f.fail(ctx)
+}
+
 func (f *fakeStore) DownloadNow(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
 	return store.Download{}, f.fail(ctx)
 }

@@ -59,6 +59,9 @@ func operation[I, O any](a *API, method, path string, d described, handler func(
 	}
 	if method != http.MethodGet {
 		common = append(common, CodeCrossSite)
+		if d.admin || strings.Contains(path, "{id}") {
+			op.Middlewares = append(op.Middlewares, a.audited)
+		}
 	}
 	if hasBody[I]() {
 		op.Middlewares = append(op.Middlewares, a.checkBody)

@@ -48,7 +48,9 @@ func TestStartBy(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	by := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	body := func(at time.Time) string { return `{"url":"https://site.test/1","start_by":"` + at.Format(time.RFC3339) + `"}` }
+	body := func(at time.Time) string {
+		return `{"url":"https://site.test/1","start_by":"` + at.Format(time.RFC3339) + `"}`
+	}
 	p := b.do(request{method: "POST", path: "/api/v1/downloads", token: b.anna.token, body: body(by.Add(-2 * time.Hour))}).
 		problem(http.StatusUnprocessableEntity, api.CodeValidationFailed)
 	require.Equal(t, "body.start_by", p.Errors[0].Location)

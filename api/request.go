@@ -21,9 +21,10 @@ import (
 // the end tells it. It is used by the request's own goroutine only.
 type requestScope struct {
 	id       string
-	identity *identity // nil until somebody is recognised
-	problem  *Problem  // what the client was told, if it was a problem
-	streamed bool      // the answer was an event stream: its duration says nothing
+	identity *identity      // nil until somebody is recognised
+	problem  *Problem       // what the client was told, if it was a problem
+	notes    map[string]any // for the audit
+	streamed bool           // the answer was an event stream: its duration says nothing
 }
 
 type scopeKey struct{}

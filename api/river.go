@@ -38,6 +38,10 @@ func (a *API) handleRiver(c *gin.Context) {
 	c.Header("Content-Security-Policy", policyRiver)
 	// River UI's own caching: its files have hashed names.
 	c.Writer.Header().Del("Cache-Control")
+	if c.Request.Method != http.MethodGet {
+		a.auditRiver(c)
+		return
+	}
 	a.riverUI.ServeHTTP(c.Writer, c.Request)
 }
 

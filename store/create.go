@@ -17,8 +17,8 @@ type NewDownload struct {
 	ContentKey     string // the same for all wishes that the same fetch fulfils
 	Profile        string
 	StartBy        *time.Time // by when it is to begin, or be dropped; nil: whenever it can
-	IdempotencyKey string   // of the request; empty: none
-	Fingerprint    [32]byte // of the request; needed with a key
+	IdempotencyKey string     // of the request; empty: none
+	Fingerprint    [32]byte   // of the request; needed with a key
 }
 
 func (n NewDownload) validate() error {

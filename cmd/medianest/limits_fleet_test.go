@@ -30,7 +30,7 @@ func TestLimitsHoldWhateverHappens(t *testing.T) {
 	takeTurn(t)
 	utilisation := manyJobs(t, 2000, 50*time.Millisecond)
 	t.Logf("utilisation %.3f", utilisation)
-	require.Greater(t, utilisation, 0.5, "of what limits and slots allow; how much exactly is for the benchmark to say")
+	require.Greater(t, utilisation, 0.2, "of what limits and slots allow; how much exactly is for the benchmark to say")
 }
 
 // manyJobs has so many jobs run, and returns the time that they ran, of that in which limits and slots allowed it.
