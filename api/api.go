@@ -71,6 +71,9 @@ type Options struct {
 	// block. Optional: admission finds out by itself within a second.
 	OnLimits func()
 
+	// Queues tells what waits. Optional: without it no queue is listed.
+	Queues Queues
+
 	// BasePath is what all paths begin with: empty, or "/x" without a slash at the end.
 	BasePath string
 
@@ -103,6 +106,7 @@ type API struct {
 	riverUI   http.Handler
 	health    *health
 	onLimits  func()
+	queues    Queues
 	basePath  string
 	publicURL *url.URL
 	version   string
@@ -130,7 +134,7 @@ func New(o Options) (*API, error) {
 		return nil, fmt.Errorf("api: base path %q must begin with a slash and not end with one", o.BasePath)
 	}
 	a := &API{
-		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI, onLimits: o.OnLimits,
+		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI, onLimits: o.OnLimits, queues: o.Queues,
 		basePath: o.BasePath, version: o.Version, log: o.Logger,
 		throttle: newThrottle(time.Now), crossOrigin: http.NewCrossOriginProtection(),
 	}

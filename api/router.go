@@ -64,6 +64,7 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodGet, apiPath+"/pauses", listPauses, a.handleListPauses)
 	operation(a, http.MethodPut, apiPath+"/pauses/{key}", setPause, a.handleSetPause)
 	operation(a, http.MethodDelete, apiPath+"/pauses/{key}", deletePause, a.handleDeletePause)
+	operation(a, http.MethodGet, apiPath+"/queues", listQueues, a.handleListQueues)
 	operation(a, http.MethodGet, apiPath+"/audit", listAudit, a.handleListAudit)
 	operation(a, http.MethodGet, apiPath+"/schedule-kinds", listScheduleKinds, a.handleListScheduleKinds)
 	operation(a, http.MethodPost, apiPath+"/schedules", createSchedule, a.handleCreateSchedule)

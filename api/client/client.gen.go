@@ -1201,6 +1201,41 @@ type Progress struct {
 	TotalBytes *int64 `json:"total_bytes,omitempty"`
 }
 
+// QueueList defines model for QueueList.
+type QueueList struct {
+	// Items The queues, by name.
+	Items []QueueStatistics `json:"items"`
+}
+
+// QueueStatistics defines model for QueueStatistics.
+type QueueStatistics struct {
+	// AtLeast There are too many to count: the numbers are at least so high.
+	AtLeast *bool `json:"at_least,omitempty"`
+
+	// Jobs Jobs that have not ended, by state. Those that wait for a limit or a free slot are pending.
+	Jobs map[string]int64 `json:"jobs"`
+
+	// Name The queue's name.
+	//
+	// Example: download
+	Name string `json:"name"`
+
+	// NeededSlots How many slots would be of use now: the jobs that run, and those that could begin within limits, paces, breakers and pauses if there were slots for all.
+	//
+	// Example: 6
+	NeededSlots int64 `json:"needed_slots"`
+
+	// OldestAgeS For how many seconds the oldest available or pending job has been due.
+	//
+	// Example: 12.5
+	OldestAgeS float64 `json:"oldest_age_s"`
+
+	// Slots How many jobs its workers can run at a time.
+	//
+	// Example: 4
+	Slots int64 `json:"slots"`
+}
+
 // Schedule defines model for Schedule.
 type Schedule struct {
 	// Args The arguments of its jobs, an object.
@@ -2070,6 +2105,13 @@ type ClientInterface interface {
 	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
 	SetPause(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListQueues List queues
+	//
+	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+	//
+	// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
+	ListQueues(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListScheduleKinds List what can be scheduled
 	//
 	// The kinds of job that a schedule may be of. For admins only.
@@ -2709,6 +2751,23 @@ func (c *Client) SetPauseWithBody(ctx context.Context, key string, contentType s
 // Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
 func (c *Client) SetPause(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetPauseRequest(c.Server, key, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListQueues List queues
+//
+// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+//
+// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
+func (c *Client) ListQueues(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListQueuesRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -4211,6 +4270,33 @@ func NewSetPauseRequestWithBody(server string, key string, contentType string, b
 	return req, nil
 }
 
+// NewListQueuesRequest constructs an http.Request for the ListQueues method
+func NewListQueuesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/queues")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListScheduleKindsRequest constructs an http.Request for the ListScheduleKinds method
 func NewListScheduleKindsRequest(server string) (*http.Request, error) {
 	var err error
@@ -5108,6 +5194,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PUT /api/v1/pauses/{key} (the `SetPause` operationId).
 	SetPauseWithResponse(ctx context.Context, key string, body SetPauseJSONRequestBody, reqEditors ...RequestEditorFn) (*SetPauseResponse, error)
+
+	// ListQueuesWithResponse List queues
+	//
+	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
+	ListQueuesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListQueuesResponse, error)
 
 	// ListScheduleKindsWithResponse List what can be scheduled
 	//
@@ -6829,6 +6924,61 @@ func (r SetPauseResponse) ContentType() string {
 	return ""
 }
 
+type ListQueuesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *QueueList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListQueuesResponse) GetJSON200() *QueueList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListQueuesResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListQueuesResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListQueuesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListQueuesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListQueuesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListQueuesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListScheduleKindsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8278,6 +8428,21 @@ func (c *ClientWithResponses) SetPauseWithResponse(ctx context.Context, key stri
 		return nil, err
 	}
 	return ParseSetPauseResponse(rsp)
+}
+
+// ListQueuesWithResponse List queues
+//
+// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
+func (c *ClientWithResponses) ListQueuesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListQueuesResponse, error) {
+	rsp, err := c.ListQueues(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListQueuesResponse(rsp)
 }
 
 // ListScheduleKindsWithResponse List what can be scheduled
@@ -9764,6 +9929,46 @@ func ParseSetPauseResponse(rsp *http.Response) (*SetPauseResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListQueuesResponse parses an HTTP response from a ListQueuesWithResponse call
+func ParseListQueuesResponse(rsp *http.Response) (*ListQueuesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListQueuesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest QueueList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

@@ -397,7 +397,7 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 		return err
 	}
 	handler, err := api.New(api.Options{
-		Store: a.apiStore, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring,
+		Store: a.apiStore, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
 		BasePath: a.config.BasePath, PublicURL: a.config.PublicURL, Version: buildVersion(),
 		Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 	})

@@ -273,6 +273,11 @@ func look(ctx context.Context, tx pgx.Tx) (*table, map[string][]string, error) {
 	if !mine {
 		return nil, nil, errNotUs
 	}
+	return read(ctx, tx)
+}
+
+// read reads the state, and which keys waiting jobs are blocked on, by queue.
+func read(ctx context.Context, tx pgx.Tx) (*table, map[string][]string, error) {
 	t := &table{
 		limits: map[string]Limit{}, uses: map[string]*use{}, breakers: map[string]*breaker{},
 		paused: map[string]bool{},

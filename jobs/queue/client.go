@@ -105,6 +105,7 @@ type Client struct {
 	pool        *pgxpool.Pool
 	log         *slog.Logger
 	presence    *presence
+	depth       *depth
 	breakers    *breakers
 	working     bool
 	stopTimeout time.Duration
@@ -180,8 +181,9 @@ func New(o Options) (*Client, error) {
 		return nil, fmt.Errorf("assemble queue client: %w", err)
 	}
 	c.presence.id = c.ID()
+	c.depth = newDepth(o.Pool, o.Logger)
 	if o.Registerer != nil {
-		if err := metrics.register(o.Registerer, c.presence, newDepth(o.Pool, o.Logger)); err != nil {
+		if err := metrics.register(o.Registerer, c.presence, c.depth); err != nil {
 			return nil, fmt.Errorf("register queue metrics: %w", err)
 		}
 	}

@@ -30,6 +30,8 @@ type depth struct {
 	age     *prometheus.Desc
 	workers *prometheus.Desc
 	waiting *prometheus.Desc
+	slots   *prometheus.Desc
+	needed  *prometheus.Desc
 	tripped *prometheus.Desc
 	up      *prometheus.Desc
 
@@ -45,6 +47,8 @@ type fleet struct {
 	workers []workersInState
 	waiting []waitingOn
 	tripped int64 // breakers
+	slots   map[string]int
+	able    map[string]startable
 }
 
 // waitingOn counts the jobs of a queue that wait for admission, by what they wait for.
@@ -66,7 +70,7 @@ type queueDepth struct {
 	Queue string
 	State string
 	Jobs  int64
-	// AgeS is how long the oldest job has been due, in seconds. Only of available jobs.
+	// AgeS is how long the oldest job has been due, in seconds. Only of available and pending jobs.
 	AgeS *float64
 }
 
@@ -79,8 +83,8 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 		jobs: prometheus.NewDesc("medianest_queue_jobs",
 			fmt.Sprintf("Jobs of the fleet that have not ended, by queue and state. Counting stops above %d.", depthBound),
 			[]string{"queue", "state"}, nil),
-		age: prometheus.NewDesc("medianest_queue_oldest_available_age_seconds",
-			"How long the oldest job that waits for a worker has been due; 0 if none waits.",
+		age: prometheus.NewDesc("medianest_queue_oldest_age_seconds",
+			"How long the oldest job has been due that waits for a worker or, as pending, for a limit; 0 if none waits.",
 			[]string{"queue"}, nil),
 		workers: prometheus.NewDesc("medianest_workers",
 			"Processes of the fleet, by mode (up, serve, work) and state (running, draining, drained, lost).",
@@ -89,6 +93,13 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 			fmt.Sprintf("Jobs that wait for admission, by queue and by what they wait for: the form of a key without room (host, user, "+
 				"kind, ...) or a free slot. Counting stops above %d for each key.", depthBound),
 			[]string{"queue", "on"}, nil),
+		slots: prometheus.NewDesc("medianest_queue_slots",
+			"How many jobs of the queue the fleet's workers can run at a time, those not counted that drain or are lost.",
+			[]string{"queue"}, nil),
+		needed: prometheus.NewDesc("medianest_queue_needed_slots",
+			fmt.Sprintf("How many jobs of the queue run or could begin now within limits, paces, breakers and pauses, were there slots "+
+				"for all: how many slots are of use. Counting stops above %d.", depthBound),
+			[]string{"queue"}, nil),
 		tripped: prometheus.NewDesc("medianest_breakers_open",
 			"Keys, such as hosts, whose breaker has tripped and not closed yet.", nil, nil),
 		up: prometheus.NewDesc("medianest_queue_depth_up",
@@ -102,6 +113,8 @@ func (d *depth) Describe(ch chan<- *prometheus.Desc) {
 	ch <- d.age
 	ch <- d.workers
 	ch <- d.waiting
+	ch <- d.slots
+	ch <- d.needed
 	ch <- d.tripped
 	ch <- d.up
 }
@@ -117,9 +130,11 @@ func (d *depth) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(d.up, prometheus.GaugeValue, 1)
 	for _, q := range found.queues {
 		ch <- prometheus.MustNewConstMetric(d.jobs, prometheus.GaugeValue, float64(q.Jobs), q.Queue, q.State)
-		if q.AgeS != nil {
-			ch <- prometheus.MustNewConstMetric(d.age, prometheus.GaugeValue, *q.AgeS, q.Queue)
-		}
+	}
+	for _, q := range found.statistics() {
+		ch <- prometheus.MustNewConstMetric(d.age, prometheus.GaugeValue, q.OldestAge.Seconds(), q.Queue)
+		ch <- prometheus.MustNewConstMetric(d.slots, prometheus.GaugeValue, float64(q.Slots), q.Queue)
+		ch <- prometheus.MustNewConstMetric(d.needed, prometheus.GaugeValue, float64(q.NeededSlots), q.Queue)
 	}
 	for _, w := range found.workers {
 		ch <- prometheus.MustNewConstMetric(d.workers, prometheus.GaugeValue, float64(w.Workers), w.Mode, w.State)
@@ -172,6 +187,11 @@ const depthSQL = `
 		SELECT queue FROM filled WHERE queue IS NOT NULL
 		UNION
 		SELECT name FROM river.river_queue
+		UNION
+		SELECT q.key
+		FROM medianest.worker AS w
+		CROSS JOIN jsonb_each_text(w.queues) AS q
+		WHERE w.gone_at IS NULL
 	)
 	SELECT q.queue, s.state::text AS state,
 		(
@@ -181,12 +201,12 @@ const depthSQL = `
 				LIMIT $1
 			) bounded
 		) AS jobs,
-		CASE WHEN s.state = 'available' THEN greatest(0, coalesce((
+		CASE WHEN s.state IN ('available', 'pending') THEN greatest(0, coalesce((
 			SELECT extract(epoch FROM now() - min(oldest.scheduled_at))
 			FROM generate_series(1, 4) p
 			CROSS JOIN LATERAL (
 				SELECT j.scheduled_at FROM river.river_job j
-				WHERE j.state = 'available' AND j.queue = q.queue AND j.priority = p
+				WHERE j.state = s.state AND j.queue = q.queue AND j.priority = p
 				ORDER BY j.scheduled_at LIMIT 1
 			) oldest
 		), 0))::float8 END AS age_s
@@ -246,6 +266,63 @@ func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error
 	if found.waiting, err = pgx.CollectRows(rows, pgx.RowToStructByName[waitingOn]); err != nil {
 		return found, err
 	}
-	err = pool.QueryRow(ctx, `SELECT count(*) FROM medianest.breaker`).Scan(&found.tripped)
+	if err = pool.QueryRow(ctx, `SELECT count(*) FROM medianest.breaker`).Scan(&found.tripped); err != nil {
+		return found, err
+	}
+	if err = pool.QueryRow(ctx, slotsSQL).Scan(&found.slots); err != nil {
+		return found, err
+	}
+	found.able, err = countStartable(ctx, pool)
 	return found, err
+}
+
+const slotsSQL = `
+	SELECT coalesce(jsonb_object_agg(s.queue, s.slots), '{}')
+	FROM (
+		SELECT q.key AS queue, sum(q.value::integer) AS slots
+		FROM medianest.worker AS w
+		CROSS JOIN jsonb_each_text(w.queues) AS q
+		WHERE w.expires_at > now() AND w.drain_asked_at IS NULL
+		GROUP BY q.key
+	) AS s`
+
+// Statistics is what is known of a queue of the fleet.
+type Statistics struct {
+	Queue       string
+	Jobs        map[string]int64 // that have not ended, by state
+	AtLeast     bool             // there were too many to count: numbers are at least so high
+	OldestAge   time.Duration    // of the available and pending jobs: for how long one has been due
+	Slots       int              // how many jobs its workers can run at a time
+	NeededSlots int64            // how many would be of use now: jobs that run or could begin
+}
+
+func (f fleet) statistics() (list []Statistics) {
+	for _, q := range f.queues {
+		if len(list) == 0 || list[len(list)-1].Queue != q.Queue {
+			able := f.able[q.Queue]
+			list = append(list, Statistics{
+				Queue: q.Queue, Jobs: map[string]int64{}, Slots: f.slots[q.Queue], NeededSlots: int64(able.jobs), AtLeast: able.isCut,
+			})
+		}
+		s := &list[len(list)-1]
+		s.Jobs[q.State] = min(q.Jobs, depthBound)
+		s.AtLeast = s.AtLeast || q.Jobs > depthBound
+		if q.State == "running" || q.State == "available" {
+			s.NeededSlots += q.Jobs
+		}
+		if q.AgeS != nil {
+			s.OldestAge = max(s.OldestAge, time.Duration(*q.AgeS*float64(time.Second)))
+		}
+	}
+	return list
+}
+
+// Statistics returns what is known of the queues that jobs are in or workers work, by name. It is at most a few seconds old,
+// and costs little however many jobs there are.
+func (c *Client) Statistics(context.Context) ([]Statistics, error) {
+	found, err := c.depth.read()
+	if err != nil {
+		return nil, fmt.Errorf("read queues: %w", err)
+	}
+	return found.statistics(), nil
 }

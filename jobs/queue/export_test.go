@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"medianest/jobs/reason"
 )
@@ -68,4 +69,10 @@ func DecideIn(ctx context.Context, tx pgx.Tx) (Decision, error) {
 		return Decision{}, nil
 	}
 	return Decision{d.admitted, d.demoted, d.examined, d.again, true}, err
+}
+
+// QueryFleet asks for what the statistics and metrics of queues are made of.
+func QueryFleet(ctx context.Context, pool *pgxpool.Pool) ([]Statistics, error) {
+	found, err := queryFleet(ctx, pool)
+	return found.statistics(), err
 }

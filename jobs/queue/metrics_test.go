@@ -102,7 +102,7 @@ func TestMetricsOfDepth(t *testing.T) {
 		"later available": 1, "later pending": 0, "later retryable": 0, "later running": 0, "later scheduled": 1,
 		"small available": 2, "small pending": 0, "small retryable": 0, "small running": 1, "small scheduled": 0,
 	}, gather(t, registry, "medianest_queue_jobs"))
-	ages := gather(t, registry, "medianest_queue_oldest_available_age_seconds")
+	ages := gather(t, registry, "medianest_queue_oldest_age_seconds")
 	require.InDelta(t, 3600, ages["big"], 60)
 	require.InDelta(t, 100, ages["small"], 60)
 	require.Zero(t, ages["later"])
