@@ -35,6 +35,7 @@ type Store interface {
 	Breakers
 	Pauses
 	Audit
+	Bulk
 }
 
 // ProgressSource is what the API needs of the progress bus.

@@ -29,6 +29,8 @@ type Downloads interface {
 	ListDownloads(ctx context.Context, f store.DownloadFilter) ([]store.Download, string, error)
 	CancelDownload(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
 	RetryDownload(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
+	// RetryFailedChildren begins the failed items of a collection anew, and returns how many.
+	RetryFailedChildren(ctx context.Context, id uuid.UUID, v store.Viewer) (int, error)
 	DownloadNow(ctx context.Context, id uuid.UUID, v store.Viewer) (store.Download, error)
 	DeleteDownload(ctx context.Context, id uuid.UUID, v store.Viewer) error
 }
@@ -241,6 +243,19 @@ func (a *API) handleRetryDownload(ctx context.Context, input *downloadInput) (*d
 		return nil, conflict(notFound(err, "download"), "It has not ended yet, or you have another one of the same that has not.")
 	}
 	return &downloadOutput{a.presentDownload(ctx, download)}, nil
+}
+
+var retryFailed = described{
+	id: "retry-failed-items", tag: tagDownloads, summary: "Try a collection's failed items again", status: http.StatusAccepted,
+	text:     "Puts the items that failed into the queue again, also while others run. The page is not read again.",
+	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
+}
+
+func (a *API) handleRetryFailed(ctx context.Context, input *downloadInput) (*downloadOutput, error) {
+	if _, err := a.store.RetryFailedChildren(ctx, input.ID, viewerOf(ctx)); err != nil {
+		return nil, conflict(notFound(err, "download"), "None of its items has failed.")
+	}
+	return a.handleFindDownload(ctx, input)
 }
 
 var downloadNow = described{

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -127,6 +128,18 @@ func (f *fakeStore) ListAudit(ctx context.Context, _ store.AuditFilter) ([]store
 
 func (f *fakeStore) SupersededRows(ctx context.Context, _ []int64) ([]int64, error) {
 	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) CountJobs(ctx context.Context, _ string, _ store.JobFilter) (map[string]int, bool, error) {
+	return nil, false, f.fail(ctx)
+}
+
+func (f *fakeStore) ChangeJobs(ctx context.Context, _ string, _ store.JobFilter, _ int64, _ time.Time) (store.BulkDone, error) {
+	return store.BulkDone{}, f.fail(ctx)
+}
+
+func (f *fakeStore) RetryFailedChildren(ctx context.Context, _ uuid.UUID, _ store.Viewer) (int, error) {
+	return 0, f.fail(ctx)
 }
 
 func (f *fakeStore) DownloadNow(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {

@@ -83,9 +83,14 @@ var listJobs = described{
 }
 
 type listJobsInput struct {
-	Kind  []string `query:"kind" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these kinds, separated by commas." example:"download"`
-	Queue []string `query:"queue" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these queues, separated by commas."`
-	State []string `query:"state" nullable:"false" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"Only those in one of these states, separated by commas."`
+	Kind          []string  `query:"kind" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these kinds, separated by commas." example:"download"`
+	Queue         []string  `query:"queue" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only these queues, separated by commas."`
+	Reason        []string  `query:"reason" nullable:"false" maxItems:"20" maxLength:"128" doc:"Only those whose last attempt failed for one of these reasons, separated by commas." example:"network"`
+	Key           string    `query:"key" maxLength:"1024" doc:"Only those that count under this key of limits." example:"host:example.org"`
+	UserID        uuid.UUID `query:"user_id" format:"uuid" doc:"Only those that work or worked for downloads of this user; others than admins see no others' in any case."`
+	CreatedAfter  time.Time `query:"created_after" doc:"Only those made then or later."`
+	CreatedBefore time.Time `query:"created_before" doc:"Only those made before."`
+	State         []string  `query:"state" nullable:"false" enum:"available,cancelled,completed,discarded,pending,retryable,running,scheduled" doc:"Only those in one of these states, separated by commas."`
 	Paging
 }
 
@@ -94,6 +99,7 @@ type listJobsOutput struct{ Body JobList }
 func (a *API) handleListJobs(ctx context.Context, input *listJobsInput) (*listJobsOutput, error) {
 	jobs, next, err := a.store.ListJobs(ctx, store.JobFilter{
 		Viewer: viewerOf(ctx), Kinds: input.Kind, Queues: input.Queue, States: input.State,
+		Reasons: input.Reason, Key: input.Key, UserID: input.UserID, CreatedAfter: input.CreatedAfter, CreatedBefore: input.CreatedBefore,
 		Cursor: input.Cursor, Limit: input.Limit,
 	})
 	if err != nil {

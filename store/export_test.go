@@ -22,6 +22,11 @@ func DownloadsQuery(f DownloadFilter) (string, pgx.StrictNamedArgs, error) {
 // JobsQuery is the statement of a page.
 func JobsQuery(f JobFilter) (string, pgx.StrictNamedArgs, error) { return listJobsQuery(f, f.Limit) }
 
+// CountQuery is the statement of a dry run.
+func CountQuery(action string, f JobFilter) (string, pgx.StrictNamedArgs, error) {
+	return countQuery(action, f)
+}
+
 // GatesSQL is the look at all limits.
 var GatesSQL = gatesSQL
 

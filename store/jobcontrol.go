@@ -88,24 +88,7 @@ func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 		if job, err = findJob(ctx, tx, id, v); err != nil {
 			return err
 		}
-		// The content first, then the viewer's downloads, then the job.
-		content, err := contentOfJob(ctx, tx, job.ID)
-		if err != nil {
-			return err
-		}
-		if content != nil {
-			if err := reviveOwn(ctx, tx, job.ID, v.UserID); err != nil {
-				return err
-			}
-		}
-		row, err := lockToRetry(ctx, tx, job.ID, content)
-		if err != nil {
-			return err
-		}
-		if s.queue == nil {
-			return errNoQueue
-		}
-		if err := s.queue.RetryTx(ctx, tx, row); err != nil {
+		if err := s.retryJob(ctx, tx, job.ID, v.UserID); err != nil {
 			return err
 		}
 		job, err = findJob(ctx, tx, job.ID, v)
@@ -115,6 +98,28 @@ func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
 		return Job{}, fmt.Errorf("retry job %d: %w", id, err)
 	}
 	return job, nil
+}
+
+// retryJob retries a job, given its public id, for a user who may.
+func (s *Store) retryJob(ctx context.Context, tx pgx.Tx, id int64, userID uuid.UUID) error {
+	// The content first, then the user's downloads, then the job.
+	content, err := contentOfJob(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	if content != nil && userID != uuid.Nil {
+		if err := reviveOwn(ctx, tx, id, userID); err != nil {
+			return err
+		}
+	}
+	row, err := lockToRetry(ctx, tx, id, content)
+	if err != nil {
+		return err
+	}
+	if s.queue == nil {
+		return errNoQueue
+	}
+	return s.queue.RetryTx(ctx, tx, row)
 }
 
 // reviveOwn lets the user's download that was cancelled follow the job again, unless another in the same place does;

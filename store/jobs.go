@@ -55,21 +55,30 @@ type JobFilter struct {
 	Kinds  []string
 	Queues []string
 	States []string
+
+	Reasons       []string  // of the last attempt's failure
+	Key           string    // one that it names, such as "host:example.org"
+	UserID        uuid.UUID // whose downloads it works or worked for; for admins
+	CreatedAfter  time.Time // or at that time
+	CreatedBefore time.Time
+
 	Cursor string // where the last page ended; empty: from the start
 	Limit  int    // 1 to 200; 0: 50
 }
+
+const jobReason = `CASE
+				WHEN j.state IN ('running', 'completed') THEN ''
+				WHEN j.state = 'cancelled' AND j.metadata ? 'cancel_attempted_at' THEN 'cancelled'
+				WHEN j.metadata ->> 'reason_attempt' IN (j.attempt::text, (j.attempt + 1)::text) THEN coalesce(j.metadata ->> 'reason', '')
+				ELSE ''
+			END`
 
 // jobColumns reads of attempted_by and errors only so much that a page of jobs stays small. The reason of an attempt
 // before the last one is not passed off as the last one's; a snooze counts an attempt back.
 const jobColumns = `medianest.public_id(j.id, j.metadata) AS id, j.id AS row, j.kind, j.queue, j.state::text AS state,
 			j.priority, j.attempt, j.max_attempts, j.created_at, j.scheduled_at, j.attempted_at, j.finalized_at,
 			coalesce(j.attempted_by[greatest(1, cardinality(j.attempted_by) - 9):], '{}') AS attempted_by,
-			CASE
-				WHEN j.state IN ('running', 'completed') THEN ''
-				WHEN j.state = 'cancelled' AND j.metadata ? 'cancel_attempted_at' THEN 'cancelled'
-				WHEN j.metadata ->> 'reason_attempt' IN (j.attempt::text, (j.attempt + 1)::text) THEN coalesce(j.metadata ->> 'reason', '')
-				ELSE ''
-			END AS reason,
+			` + jobReason + ` AS reason,
 			j.state = 'running' AND j.metadata ? 'cancel_attempted_at' AS cancel_asked,
 			ARRAY(
 				SELECT v.download_id
@@ -146,7 +155,7 @@ func (s *Store) ListJobs(ctx context.Context, f JobFilter) (page []Job, next str
 	}
 	if len(page) > limit {
 		page = page[:limit]
-		next = jobCursor(page[limit-1], f.Viewer)
+		next = jobCursor(page[limit-1], f)
 	}
 	if err := addJobsWaiting(ctx, s.pool, page, f.Viewer, false); err != nil {
 		return nil, "", fmt.Errorf("list jobs: %w", interpret(err))
@@ -158,31 +167,9 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 	args := pgx.StrictNamedArgs{
 		"admin": f.Viewer.Admin, "user_id": f.Viewer.UserID, "max_downloads": maxJobDownloads, "limit": limit + 1,
 	}
-	where := []string{"NOT j.metadata ? 'superseded_by'"}
-	for _, c := range []struct {
-		field, column string
-		values        []string
-	}{{"kind", "j.kind", f.Kinds}, {"queue", "j.queue", f.Queues}} {
-		for _, value := range c.values {
-			if err := checkText(c.field, value, maxKeyBytes); err != nil {
-				return "", nil, err
-			}
-		}
-		if len(c.values) > 0 {
-			where = append(where, c.column+" = ANY(@"+c.field+")")
-			args[c.field] = c.values
-		}
-	}
-	// States are written out, not given as a parameter: only then the planner knows that few jobs run and many have
-	// completed, and takes the index by state for the ones and the primary key for the others.
-	for _, state := range f.States {
-		if !slices.Contains(JobStates, state) {
-			return "", nil, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(JobStates, " ")}
-		}
-	}
-	if len(f.States) > 0 {
-		states := slices.Compact(slices.Sorted(slices.Values(f.States)))
-		where = append(where, "j.state IN ('"+strings.Join(states, "', '")+"')")
+	where, err := f.conditions(args)
+	if err != nil {
+		return "", nil, err
 	}
 	before := ""
 	if f.Cursor != "" {
@@ -195,11 +182,16 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 	}
 	from := "river.river_job AS j"
 	switch {
-	case f.Viewer.Admin && before != "":
+	case !f.ofOne() && before != "":
 		where = append(where, "j.id "+before)
-	case !f.Viewer.Admin:
-		// From the viewer's end: a user's few jobs are not looked for among everybody's many.
-		visible := "w.user_id = @user_id"
+	case f.ofOne():
+		// From the user's end: a user's few jobs are not looked for among everybody's many.
+		of := f.Viewer.UserID
+		if f.Viewer.Admin {
+			of = f.UserID
+		}
+		args["of"] = of
+		visible := "w.user_id = @of"
 		if before != "" {
 			visible += " AND w.job_id " + before
 		}
@@ -213,7 +205,7 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 		JOIN river.river_job AS j ON j.id = coalesce(m.row_id, mine.job_id)`
 	}
 	order := "j.id DESC"
-	if !f.Viewer.Admin {
+	if f.ofOne() {
 		order = "mine.job_id DESC"
 	}
 	return `
@@ -224,10 +216,76 @@ func listJobsQuery(f JobFilter, limit int) (string, pgx.StrictNamedArgs, error) 
 		LIMIT @limit`, args, nil
 }
 
-// jobCursor is the last job's place in the order of the viewer's list.
-func jobCursor(last Job, v Viewer) string {
+// ofOne reports whether the jobs of one user are asked for.
+func (f JobFilter) ofOne() bool { return !f.Viewer.Admin || f.UserID != uuid.Nil }
+
+// conditions are those of the filter on j, but for whose they are, and for the cursor; their arguments are added.
+func (f JobFilter) conditions(args pgx.StrictNamedArgs) ([]string, error) {
+	where := []string{"NOT j.metadata ? 'superseded_by'"}
+	for _, c := range []struct {
+		field, column string
+		values        []string
+	}{{"kind", "j.kind", f.Kinds}, {"queue", "j.queue", f.Queues}} {
+		for _, value := range c.values {
+			if err := checkText(c.field, value, maxKeyBytes); err != nil {
+				return nil, err
+			}
+		}
+		if len(c.values) > 0 {
+			where = append(where, c.column+" = ANY(@"+c.field+")")
+			args[c.field] = c.values
+		}
+	}
+	// States are written out, not given as a parameter: only then the planner knows that few jobs run and many have
+	// completed, and takes the index by state for the ones and the primary key for the others.
+	for _, state := range f.States {
+		if !slices.Contains(JobStates, state) {
+			return nil, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(JobStates, " ")}
+		}
+	}
+	if len(f.States) > 0 {
+		states := slices.Compact(slices.Sorted(slices.Values(f.States)))
+		where = append(where, "j.state IN ('"+strings.Join(states, "', '")+"')")
+	}
+	if len(f.Reasons) > 0 {
+		var any []string
+		for i, reason := range f.Reasons {
+			if err := checkText("reason", reason, maxKeyBytes); err != nil {
+				return nil, err
+			}
+			// The first by an index; but what an attempt before the last one failed for is not asked for.
+			name := fmt.Sprintf("reason_%d", i)
+			any = append(any, "j.metadata @> jsonb_build_object('reason', @"+name+"::text)")
+			args[name] = reason
+		}
+		if slices.Contains(f.Reasons, "cancelled") {
+			any = append(any, "j.state = 'cancelled'")
+		}
+		where = append(where, "("+strings.Join(any, " OR ")+")", "("+jobReason+") = ANY(@reasons)")
+		args["reasons"] = f.Reasons
+	}
+	if f.Key != "" {
+		if err := checkText("key", f.Key, maxKeyBytes); err != nil {
+			return nil, err
+		}
+		where = append(where, "j.metadata @> jsonb_build_object('keys', jsonb_build_array(@key::text))")
+		args["key"] = f.Key
+	}
+	if !f.CreatedAfter.IsZero() {
+		where = append(where, "j.created_at >= @created_after")
+		args["created_after"] = f.CreatedAfter
+	}
+	if !f.CreatedBefore.IsZero() {
+		where = append(where, "j.created_at < @created_before")
+		args["created_before"] = f.CreatedBefore
+	}
+	return where, nil
+}
+
+// jobCursor is the last job's place in the order of the list.
+func jobCursor(last Job, f JobFilter) string {
 	id := last.ID
-	if v.Admin {
+	if !f.ofOne() {
 		id = int64(last.Row)
 	}
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint64(nil, uint64(id))) //nolint:gosec // all 64 bits are the value

@@ -25,7 +25,7 @@ type lists struct {
 }
 
 // manyRows fills a database with downloads and jobs of fifty users, a twentieth of the downloads failed, a thousandth of
-// the jobs running, and a hundredth of them, the running ones included, in their second row. The eighth user has a
+// the jobs running, as many failed for a reason, and a hundredth of them, the running ones included, in their second row. The eighth user has a
 // collection of a hundredth of all.
 func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 	t.Helper()
@@ -56,8 +56,9 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 				FROM generate_series(1, pg_temp.rows()) AS n`,
 			`INSERT INTO river.river_job (id, kind, queue, args, state, finalized_at, attempt, max_attempts, metadata)
 				SELECT n + pg_temp.rows(), 'download', 'download', jsonb_build_object('content_id', pg_temp.nth(1 + n % (pg_temp.rows() / 5))),
-					(CASE WHEN n % 1000 = 0 THEN 'running' ELSE 'completed' END)::river.river_job_state,
-					CASE WHEN n % 1000 <> 0 THEN now() END, 1, 8, jsonb_build_object('public_id', n::text)
+					(CASE n % 1000 WHEN 0 THEN 'running' WHEN 500 THEN 'discarded' ELSE 'completed' END)::river.river_job_state,
+					CASE WHEN n % 1000 <> 0 THEN now() - interval '1 h' END, 1, 8, jsonb_build_object('public_id', n::text)
+						|| CASE WHEN n % 1000 = 500 THEN '{"reason": "network", "reason_attempt": "1", "keys": ["host:rare.test"]}' ELSE '{}' END::jsonb
 				FROM generate_series(100, pg_temp.rows(), 100) AS n`,
 			`SELECT setval('river.river_job_id_seq', 3 * pg_temp.rows())`,
 			`INSERT INTO medianest.job_map (public_id, row_id)
@@ -109,6 +110,10 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 			"all, next page": {Viewer: admin, Limit: 50, Cursor: deepJobs(admin)},
 			"all running":    {Viewer: admin, Limit: 50, States: []string{"running"}},
 			"all completed":  {Viewer: admin, Limit: 50, States: []string{"completed"}, Kinds: []string{"download"}},
+			"dead letters":   {Viewer: admin, Limit: 50, States: []string{"discarded"}},
+			"of a reason":    {Viewer: admin, Limit: 50, Reasons: []string{"network"}},
+			"of a key":       {Viewer: admin, Limit: 50, Key: "host:rare.test"},
+			"of a user":      {Viewer: admin, Limit: 50, UserID: one},
 		},
 	}
 }
@@ -128,6 +133,13 @@ func TestListsGoByIndexes(t *testing.T) {
 		sql, args, err := store.JobsQuery(f)
 		require.NoError(t, err)
 		require.LessOrEqual(t, rowsLookedAt(t, pool, sql, args), rows/5, "jobs, %s", name)
+	}
+	for name, f := range map[string]store.JobFilter{
+		"of a reason": {Reasons: []string{"network"}}, "of a key": {Key: "host:rare.test"}, "of a state": {States: []string{"discarded"}},
+	} {
+		sql, args, err := store.CountQuery(store.BulkRetry, f)
+		require.NoError(t, err)
+		require.LessOrEqual(t, rowsLookedAt(t, pool, sql, args), rows/5, "bulk, %s", name)
 	}
 }
 
@@ -263,7 +275,7 @@ func rowsLookedAt(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) int
 
 func BenchmarkLists(b *testing.B) {
 	pool := storetest.Pool(b, "")
-	lists := manyRows(b, pool, 100_000)
+	lists := manyRows(b, pool, 1_000_000)
 	s := store.New(pool)
 	for name, f := range lists.downloads {
 		b.Run("downloads/"+name, func(b *testing.B) {
@@ -277,6 +289,14 @@ func BenchmarkLists(b *testing.B) {
 		b.Run("jobs/"+name, func(b *testing.B) {
 			for b.Loop() {
 				_, _, err := s.ListJobs(b.Context(), f)
+				require.NoError(b, err)
+			}
+		})
+	}
+	for name, f := range map[string]store.JobFilter{"of a reason": {Reasons: []string{"network"}}, "all": {Kinds: []string{"download"}}} {
+		b.Run("bulk dry run/"+name, func(b *testing.B) {
+			for b.Loop() {
+				_, _, err := s.CountJobs(b.Context(), store.BulkDelete, f)
 				require.NoError(b, err)
 			}
 		})

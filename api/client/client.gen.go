@@ -39,6 +39,63 @@ func (e BreakerState) Valid() bool {
 	}
 }
 
+// Defines values for BulkFilterState.
+const (
+	BulkFilterStateAvailable BulkFilterState = "available"
+	BulkFilterStateCancelled BulkFilterState = "cancelled"
+	BulkFilterStateCompleted BulkFilterState = "completed"
+	BulkFilterStateDiscarded BulkFilterState = "discarded"
+	BulkFilterStatePending   BulkFilterState = "pending"
+	BulkFilterStateRetryable BulkFilterState = "retryable"
+	BulkFilterStateRunning   BulkFilterState = "running"
+	BulkFilterStateScheduled BulkFilterState = "scheduled"
+)
+
+// Valid indicates whether the value is a known member of the BulkFilterState enum.
+func (e BulkFilterState) Valid() bool {
+	switch e {
+	case BulkFilterStateAvailable:
+		return true
+	case BulkFilterStateCancelled:
+		return true
+	case BulkFilterStateCompleted:
+		return true
+	case BulkFilterStateDiscarded:
+		return true
+	case BulkFilterStatePending:
+		return true
+	case BulkFilterStateRetryable:
+		return true
+	case BulkFilterStateRunning:
+		return true
+	case BulkFilterStateScheduled:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for BulkRequestAction.
+const (
+	Cancel BulkRequestAction = "cancel"
+	Delete BulkRequestAction = "delete"
+	Retry  BulkRequestAction = "retry"
+)
+
+// Valid indicates whether the value is a known member of the BulkRequestAction enum.
+func (e BulkRequestAction) Valid() bool {
+	switch e {
+	case Cancel:
+		return true
+	case Delete:
+		return true
+	case Retry:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CheckState.
 const (
 	CheckStateDegraded CheckState = "degraded"
@@ -647,6 +704,82 @@ type BreakerList struct {
 
 	// NextCursor Asks for the next page; missing on the last one.
 	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// BulkFilter defines model for BulkFilter.
+type BulkFilter struct {
+	// CreatedAfter Made then or later.
+	CreatedAfter *time.Time `json:"created_after,omitempty"`
+
+	// CreatedBefore Made before.
+	CreatedBefore *time.Time `json:"created_before,omitempty"`
+
+	// Key That count under this key of limits.
+	//
+	// Example: host:example.org
+	Key *string `json:"key,omitempty"`
+
+	// Kind Of one of these kinds.
+	Kind *[]string `json:"kind,omitempty"`
+
+	// Queue In one of these queues.
+	Queue *[]string `json:"queue,omitempty"`
+
+	// Reason Whose last attempt failed for one of these reasons.
+	//
+	// Example: ["network"]
+	Reason *[]string `json:"reason,omitempty"`
+
+	// State In one of these states.
+	State *[]BulkFilterState `json:"state,omitempty"`
+
+	// UserID That work or worked for downloads of this user.
+	UserID *openapi_types.UUID `json:"user_id,omitempty"`
+}
+
+// BulkFilterState defines model for BulkFilter.State.
+type BulkFilterState string
+
+// BulkRequest defines model for BulkRequest.
+type BulkRequest struct {
+	// Action cancel: jobs that have not ended, whoever wishes for what they do. retry: jobs that ended badly or wait to be tried again. delete: jobs that ended more than a minute ago; downloads stay.
+	//
+	// Example: retry
+	Action BulkRequestAction `json:"action"`
+
+	// Cursor The next_cursor of the answer before, to go on.
+	Cursor *string `json:"cursor,omitempty"`
+
+	// DryRun Only count them.
+	DryRun *bool      `json:"dry_run,omitempty"`
+	Filter BulkFilter `json:"filter"`
+}
+
+// BulkRequestAction cancel: jobs that have not ended, whoever wishes for what they do. retry: jobs that ended badly or wait to be tried again. delete: jobs that ended more than a minute ago; downloads stay.
+//
+// Example: retry
+type BulkRequestAction string
+
+// BulkResult defines model for BulkResult.
+type BulkResult struct {
+	// AtLeast With dry_run: there are more; counting stops at 100,000.
+	AtLeast *bool `json:"at_least,omitempty"`
+
+	// ByState With dry_run: how many jobs it would be done to, by state.
+	ByState *map[string]int64 `json:"by_state,omitempty"`
+
+	// Done To how many it was done.
+	//
+	// Example: 10000
+	Done int64 `json:"done"`
+
+	// NextCursor There are more: send the same with this cursor.
+	NextCursor *string `json:"next_cursor,omitempty"`
+
+	// Skipped To how many it was not done: somebody else was at them, another job has taken their place, or nobody wishes for what they do any more.
+	//
+	// Example: 3
+	Skipped int64 `json:"skipped"`
 }
 
 // Check defines model for Check.
@@ -1722,6 +1855,21 @@ type ListJobsParams struct {
 	// Queue Only these queues, separated by commas.
 	Queue *[]string `form:"queue,omitempty" json:"queue,omitempty"`
 
+	// Reason Only those whose last attempt failed for one of these reasons, separated by commas.
+	Reason *[]string `form:"reason,omitempty" json:"reason,omitempty"`
+
+	// Key Only those that count under this key of limits.
+	Key *string `form:"key,omitempty" json:"key,omitempty"`
+
+	// UserID Only those that work or worked for downloads of this user; others than admins see no others' in any case.
+	UserID *openapi_types.UUID `form:"user_id,omitempty" json:"user_id,omitempty"`
+
+	// CreatedAfter Only those made then or later.
+	CreatedAfter *time.Time `form:"created_after,omitempty" json:"created_after,omitempty"`
+
+	// CreatedBefore Only those made before.
+	CreatedBefore *time.Time `form:"created_before,omitempty" json:"created_before,omitempty"`
+
 	// State Only those in one of these states, separated by commas.
 	State *[]ListJobsParamsState `form:"state,omitempty" json:"state,omitempty"`
 
@@ -1764,6 +1912,9 @@ type ListScheduleRunsParams struct {
 
 // CreateDownloadJSONRequestBody defines body for CreateDownload for application/json ContentType.
 type CreateDownloadJSONRequestBody = DownloadRequest
+
+// BulkJobsJSONRequestBody defines body for BulkJobs for application/json ContentType.
+type BulkJobsJSONRequestBody = BulkRequest
 
 // SetJobPriorityJSONRequestBody defines body for SetJobPriority for application/json ContentType.
 type SetJobPriorityJSONRequestBody = JobChange
@@ -1945,6 +2096,13 @@ type ClientInterface interface {
 	// Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
 	RetryDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RetryFailedItems Try a collection's failed items again
+	//
+	// Puts the items that failed into the queue again, also while others run. The page is not read again.
+	//
+	// Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
+	RetryFailedItems(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// StreamEvents Follow what happens
 	//
 	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
@@ -1986,6 +2144,28 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v1/jobs (the `ListJobs` operationId).
 	ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkJobsWithBody Cancel, retry or delete many jobs
+	//
+	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+	//
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+	BulkJobsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkJobs Cancel, retry or delete many jobs
+	//
+	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+	//
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+	BulkJobs(ctx context.Context, body BulkJobsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FindJob Show a job
 	//
@@ -2441,6 +2621,23 @@ func (c *Client) RetryDownload(ctx context.Context, id openapi_types.UUID, reqEd
 	return c.Client.Do(req)
 }
 
+// RetryFailedItems Try a collection's failed items again
+//
+// Puts the items that failed into the queue again, also while others run. The page is not read again.
+//
+// Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
+func (c *Client) RetryFailedItems(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryFailedItemsRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // StreamEvents Follow what happens
 //
 // A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
@@ -2493,6 +2690,48 @@ func (c *Client) StreamEvents(ctx context.Context, params *StreamEventsParams, r
 // Corresponds with GET /api/v1/jobs (the `ListJobs` operationId).
 func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListJobsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkJobsWithBody Cancel, retry or delete many jobs
+//
+// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+//
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+func (c *Client) BulkJobsWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkJobsRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkJobs Cancel, retry or delete many jobs
+//
+// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+//
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+func (c *Client) BulkJobs(ctx context.Context, body BulkJobsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkJobsRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3604,6 +3843,40 @@ func NewRetryDownloadRequest(server string, id openapi_types.UUID) (*http.Reques
 	return req, nil
 }
 
+// NewRetryFailedItemsRequest constructs an http.Request for the RetryFailedItems method
+func NewRetryFailedItemsRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/downloads/%s/retry-failed", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewStreamEventsRequest constructs an http.Request for the StreamEvents method
 func NewStreamEventsRequest(server string, params *StreamEventsParams) (*http.Request, error) {
 	var err error
@@ -3782,6 +4055,66 @@ func NewListJobsRequest(server string, params *ListJobsParams) (*http.Request, e
 
 		}
 
+		if params.Reason != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "reason", *params.Reason, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Key != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "key", *params.Key, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.UserID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "user_id", *params.UserID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CreatedAfter != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "created_after", *params.CreatedAfter, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CreatedBefore != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "created_before", *params.CreatedBefore, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.State != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "state", *params.State, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
@@ -3828,6 +4161,46 @@ func NewListJobsRequest(server string, params *ListJobsParams) (*http.Request, e
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewBulkJobsRequest calls the generic BulkJobs builder with application/json body
+func NewBulkJobsRequest(server string, body BulkJobsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewBulkJobsRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewBulkJobsRequestWithBody constructs an http.Request for the BulkJobs method, with any body, and a specified content type
+func NewBulkJobsRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/jobs/bulk")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -5015,6 +5388,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
 	RetryDownloadWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RetryDownloadResponse, error)
 
+	// RetryFailedItemsWithResponse Try a collection's failed items again
+	//
+	// Puts the items that failed into the queue again, also while others run. The page is not read again.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
+	RetryFailedItemsWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RetryFailedItemsResponse, error)
+
 	// StreamEventsWithResponse Follow what happens
 	//
 	// A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
@@ -5060,6 +5442,28 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v1/jobs (the `ListJobs` operationId).
 	ListJobsWithResponse(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*ListJobsResponse, error)
+
+	// BulkJobsWithBodyWithResponse Cancel, retry or delete many jobs
+	//
+	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+	//
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+	BulkJobsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkJobsResponse, error)
+
+	// BulkJobsWithResponse Cancel, retry or delete many jobs
+	//
+	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+	//
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+	BulkJobsWithResponse(ctx context.Context, body BulkJobsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkJobsResponse, error)
 
 	// FindJobWithResponse Show a job
 	//
@@ -6034,6 +6438,75 @@ func (r RetryDownloadResponse) ContentType() string {
 	return ""
 }
 
+type RetryFailedItemsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Download
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RetryFailedItemsResponse) GetJSON202() *Download {
+	return r.JSON202
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RetryFailedItemsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RetryFailedItemsResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RetryFailedItemsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RetryFailedItemsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RetryFailedItemsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryFailedItemsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryFailedItemsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RetryFailedItemsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type StreamEventsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6145,6 +6618,89 @@ func (r ListJobsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListJobsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type BulkJobsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BulkResult
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r BulkJobsResponse) GetJSON200() *BulkResult {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r BulkJobsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r BulkJobsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r BulkJobsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r BulkJobsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r BulkJobsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8154,6 +8710,21 @@ func (c *ClientWithResponses) RetryDownloadWithResponse(ctx context.Context, id 
 	return ParseRetryDownloadResponse(rsp)
 }
 
+// RetryFailedItemsWithResponse Try a collection's failed items again
+//
+// Puts the items that failed into the queue again, also while others run. The page is not read again.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
+func (c *ClientWithResponses) RetryFailedItemsWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RetryFailedItemsResponse, error) {
+	rsp, err := c.RetryFailedItems(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryFailedItemsResponse(rsp)
+}
+
 // StreamEventsWithResponse Follow what happens
 //
 // A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.
@@ -8210,6 +8781,40 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 		return nil, err
 	}
 	return ParseListJobsResponse(rsp)
+}
+
+// BulkJobsWithBodyWithResponse Cancel, retry or delete many jobs
+//
+// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+//
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+func (c *ClientWithResponses) BulkJobsWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkJobsResponse, error) {
+	rsp, err := c.BulkJobsWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkJobsResponse(rsp)
+}
+
+// BulkJobsWithResponse Cancel, retry or delete many jobs
+//
+// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
+//
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/jobs/bulk (the `BulkJobs` operationId).
+func (c *ClientWithResponses) BulkJobsWithResponse(ctx context.Context, body BulkJobsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkJobsResponse, error) {
+	rsp, err := c.BulkJobs(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkJobsResponse(rsp)
 }
 
 // FindJobWithResponse Show a job
@@ -9241,6 +9846,60 @@ func ParseRetryDownloadResponse(rsp *http.Response) (*RetryDownloadResponse, err
 	return response, nil
 }
 
+// ParseRetryFailedItemsResponse parses an HTTP response from a RetryFailedItemsWithResponse call
+func ParseRetryFailedItemsResponse(rsp *http.Response) (*RetryFailedItemsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryFailedItemsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Download
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseStreamEventsResponse parses an HTTP response from a StreamEventsWithResponse call
 func ParseStreamEventsResponse(rsp *http.Response) (*StreamEventsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9308,6 +9967,74 @@ func ParseListJobsResponse(rsp *http.Response) (*ListJobsResponse, error) {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseBulkJobsResponse parses an HTTP response from a BulkJobsWithResponse call
+func ParseBulkJobsResponse(rsp *http.Response) (*BulkJobsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &BulkJobsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BulkResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem
