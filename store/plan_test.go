@@ -42,7 +42,7 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 			`INSERT INTO medianest.content (id, key, url, profile)
 				SELECT pg_temp.nth(n), 'k' || n, 'https://site.test/' || n, 'best' FROM generate_series(1, pg_temp.rows() / 5) AS n`,
 			`INSERT INTO medianest.downloads (id, user_id, content_id, parent_id, position, url, profile, state, job_id, is_collection)
-				SELECT pg_temp.nth(n), pg_temp.nth(CASE WHEN n / (pg_temp.rows() / 100) = 50 THEN 8 ELSE 1 + (n * 7919) % 50 END),
+				SELECT pg_temp.nth(n), pg_temp.nth(CASE WHEN n / (pg_temp.rows() / 100) = 50 THEN 8 ELSE 1 + (n::bigint * 7919) % 50 END),
 					pg_temp.nth(1 + n % (pg_temp.rows() / 5)),
 					CASE WHEN n / (pg_temp.rows() / 100) = 50 AND n <> pg_temp.rows() / 2 THEN pg_temp.nth(pg_temp.rows() / 2) END,
 					n % 1000, 'https://site.test/', 'best', CASE WHEN n % 20 = 0 THEN 'failed' ELSE 'completed' END, n, n = pg_temp.rows() / 2
