@@ -142,6 +142,10 @@ func (f *fakeStore) RetryFailedChildren(ctx context.Context, _ uuid.UUID, _ stor
 	return 0, f.fail(ctx)
 }
 
+func (f *fakeStore) ListAttempts(ctx context.Context, _ int64, _ store.Viewer) ([]store.Attempt, error) {
+	return nil, f.fail(ctx)
+}
+
 func (f *fakeStore) DownloadNow(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
 	return store.Download{}, f.fail(ctx)
 }

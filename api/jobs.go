@@ -18,6 +18,8 @@ type Jobs interface {
 	ListJobs(ctx context.Context, f store.JobFilter) ([]store.Job, string, error)
 	CancelJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
 	RetryJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
+	// ListAttempts returns a job's attempts, newest first.
+	ListAttempts(ctx context.Context, id int64, v store.Viewer) ([]store.Attempt, error)
 	SetJobPriority(ctx context.Context, id int64, priority int, v store.Viewer) (store.Job, error)
 	// CurrentRow returns the row that a job has now, by the job's id or that of any row that it has had. ErrNotFound if
 	// it has none any more.
@@ -124,6 +126,47 @@ func (a *API) handleFindJob(ctx context.Context, input *jobInput) (*jobOutput, e
 		return nil, notFound(err, "job")
 	}
 	return &jobOutput{a.presentJobs(ctx, []store.Job{job})[0]}, nil
+}
+
+// Attempt is one try of a job.
+type Attempt struct {
+	Attempt   int        `json:"attempt" doc:"Its number. One that cost none, as when the job was put off or its worker was lost, is given out again." example:"1"`
+	Worker    string     `json:"worker,omitempty" doc:"The process that worked it." example:"nas-1"`
+	StartedAt time.Time  `json:"started_at" doc:"When it began."`
+	EndedAt   *time.Time `json:"ended_at,omitempty" doc:"When it ended; missing while it runs."`
+	Outcome   string     `json:"outcome" enum:"running,completed,retried,failed,snoozed,cancelled,interrupted,lost" doc:"retried: it failed, and the job is tried again. failed: it was the last one. snoozed: the job was put off, as for a full disk or a site that asked for less. interrupted: handed back by a worker that stopped. lost: its worker was killed, froze or was cut off." example:"retried"`
+	Reason    string     `json:"reason,omitempty" doc:"Why, from the list of reasons." example:"network"`
+	Detail    string     `json:"detail,omitempty" doc:"The same in words."`
+	Bytes     *int64     `json:"bytes,omitempty" doc:"How much of what is fetched was there at its end, what earlier attempts left included." example:"10485760"`
+}
+
+// AttemptList is what a job's attempts were.
+type AttemptList struct {
+	Items []Attempt `json:"items" nullable:"false" doc:"The attempts, newest first; fifty at most."`
+}
+
+var listAttempts = described{
+	id: "list-attempts", tag: tagJobs, summary: "List a job's attempts",
+	text:     "What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.",
+	problems: []Code{CodeNotFound, CodeValidationFailed},
+}
+
+type listAttemptsOutput struct{ Body AttemptList }
+
+func (a *API) handleListAttempts(ctx context.Context, input *jobInput) (*listAttemptsOutput, error) {
+	id, err := input.number()
+	if err != nil {
+		return nil, err
+	}
+	attempts, err := a.store.ListAttempts(ctx, id, viewerOf(ctx))
+	if err != nil {
+		return nil, notFound(err, "job")
+	}
+	list := AttemptList{Items: make([]Attempt, len(attempts))}
+	for i, attempt := range attempts {
+		list.Items[i] = Attempt(attempt)
+	}
+	return &listAttemptsOutput{list}, nil
 }
 
 var cancelJob = described{

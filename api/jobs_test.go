@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -90,4 +91,29 @@ func TestCancelAndRetryJob(t *testing.T) {
 	cancelled.into(&job)
 	require.True(t, job.IsCancelling)
 	require.Equal(t, "running", job.State)
+}
+
+// Who may see a job sees its attempts: those that are kept, and the one that its row tells of.
+func TestAttempts(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	d := b.wish(b.anna, "https://site.test/1")
+	list := func(token string) answer {
+		t.Helper()
+		return b.do(request{method: "GET", path: "/api/v1/jobs/" + d.JobID + "/attempts", token: token})
+	}
+	require.JSONEq(t, `{"items":[]}`, string(list(b.anna.token).body))
+	b.exec(`INSERT INTO medianest.attempt (job_id, attempt, worker, started_at, ended_at, outcome, reason, detail, bytes)
+		VALUES ($1::bigint, 1, 'nas-1', '2026-01-02T03:04:05Z', '2026-01-02T03:05:05Z', 'retried', 'network', 'no route', 42)`, d.JobID)
+	b.exec(`UPDATE river.river_job SET state = 'running', attempt = 2, attempted_at = '2026-01-02T03:06:05Z', attempted_by = '{nas-1,nas-2}' WHERE id = $1::bigint`, d.JobID)
+	require.JSONEq(t, `{"items":[
+		{"attempt":2,"worker":"nas-2","started_at":"2026-01-02T03:06:05Z","outcome":"running"},
+		{"attempt":1,"worker":"nas-1","started_at":"2026-01-02T03:04:05Z","ended_at":"2026-01-02T03:05:05Z","outcome":"retried","reason":"network","detail":"no route","bytes":42}
+	]}`, string(list(b.anna.token).body))
+	list(b.bert.token).problem(http.StatusNotFound, api.CodeNotFound)
+
+	b.exec(`DELETE FROM river.river_job`)
+	trimmed, err := b.store.TrimDomain(t.Context(), time.Hour)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, trimmed.Attempts)
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"medianest/jobs/queue"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
 )
@@ -16,6 +17,7 @@ const reportInterval = time.Second
 // replaced by what is newer.
 type report struct {
 	sink ProgressSink
+	kept func(bytes int64) // for the job's history
 	wake chan struct{}
 	done chan struct{}
 
@@ -25,7 +27,7 @@ type report struct {
 
 // startReport starts to report, until stop.
 func startReport(ctx context.Context, sink ProgressSink, jobID int64) *report {
-	r := &report{sink: sink, wake: make(chan struct{}, 1), done: make(chan struct{}), last: store.Progress{JobID: jobID}}
+	r := &report{sink: sink, kept: func(n int64) { queue.NoteBytes(ctx, n) }, wake: make(chan struct{}, 1), done: make(chan struct{}), last: store.Progress{JobID: jobID}}
 	go func() {
 		defer close(r.done)
 		r.loop(context.WithoutCancel(ctx))
@@ -52,6 +54,7 @@ func (r *report) phase(name string) {
 
 // fetched takes yt-dlp's progress.
 func (r *report) fetched(f ytdlp.Progress) {
+	r.kept(f.DownloadedBytes)
 	r.update(func(p *store.Progress) {
 		p.Phase, p.Percent = f.Phase, f.Percent
 		p.DownloadedBytes, p.TotalBytes = f.DownloadedBytes, f.TotalBytes

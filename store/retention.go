@@ -26,12 +26,12 @@ const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Attempts, Contents int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
 // that are gone and whose events are older than eventRetention, where jobs that are gone went on, processes that have been
-// gone for a day, breakers that have been due for a week, what was done a year ago, and contents a day old that nobody needs. It goes through the
+// gone for a day, breakers that have been due for a week, what was done a year ago, the attempts of jobs that are gone, and contents a day old that nobody needs. It goes through the
 // large tables in batches and may be called at any time by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
@@ -43,6 +43,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.JobViewers, err = s.trimJobViewers(ctx, eventRetention); err != nil {
 		return t, fmt.Errorf("trim job viewers: %w", interpret(err))
+	}
+	if t.Attempts, err = s.trimAttempts(ctx); err != nil {
+		return t, fmt.Errorf("trim attempts: %w", interpret(err))
 	}
 	if t.JobMap, err = s.trimJobMap(ctx); err != nil {
 		return t, fmt.Errorf("trim job map: %w", interpret(err))

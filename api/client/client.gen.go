@@ -18,6 +18,42 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for AttemptOutcome.
+const (
+	AttemptOutcomeCancelled   AttemptOutcome = "cancelled"
+	AttemptOutcomeCompleted   AttemptOutcome = "completed"
+	AttemptOutcomeFailed      AttemptOutcome = "failed"
+	AttemptOutcomeInterrupted AttemptOutcome = "interrupted"
+	AttemptOutcomeLost        AttemptOutcome = "lost"
+	AttemptOutcomeRetried     AttemptOutcome = "retried"
+	AttemptOutcomeRunning     AttemptOutcome = "running"
+	AttemptOutcomeSnoozed     AttemptOutcome = "snoozed"
+)
+
+// Valid indicates whether the value is a known member of the AttemptOutcome enum.
+func (e AttemptOutcome) Valid() bool {
+	switch e {
+	case AttemptOutcomeCancelled:
+		return true
+	case AttemptOutcomeCompleted:
+		return true
+	case AttemptOutcomeFailed:
+		return true
+	case AttemptOutcomeInterrupted:
+		return true
+	case AttemptOutcomeLost:
+		return true
+	case AttemptOutcomeRetried:
+		return true
+	case AttemptOutcomeRunning:
+		return true
+	case AttemptOutcomeSnoozed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for BreakerState.
 const (
 	Due     BreakerState = "due"
@@ -595,6 +631,54 @@ func (e ListJobsParamsState) Valid() bool {
 	default:
 		return false
 	}
+}
+
+// Attempt defines model for Attempt.
+type Attempt struct {
+	// Attempt Its number. One that cost none, as when the job was put off or its worker was lost, is given out again.
+	//
+	// Example: 1
+	Attempt int64 `json:"attempt"`
+
+	// Bytes How much of what is fetched was there at its end, what earlier attempts left included.
+	//
+	// Example: 10485760
+	Bytes *int64 `json:"bytes,omitempty"`
+
+	// Detail The same in words.
+	Detail *string `json:"detail,omitempty"`
+
+	// EndedAt When it ended; missing while it runs.
+	EndedAt *time.Time `json:"ended_at,omitempty"`
+
+	// Outcome retried: it failed, and the job is tried again. failed: it was the last one. snoozed: the job was put off, as for a full disk or a site that asked for less. interrupted: handed back by a worker that stopped. lost: its worker was killed, froze or was cut off.
+	//
+	// Example: retried
+	Outcome AttemptOutcome `json:"outcome"`
+
+	// Reason Why, from the list of reasons.
+	//
+	// Example: network
+	Reason *string `json:"reason,omitempty"`
+
+	// StartedAt When it began.
+	StartedAt time.Time `json:"started_at"`
+
+	// Worker The process that worked it.
+	//
+	// Example: nas-1
+	Worker *string `json:"worker,omitempty"`
+}
+
+// AttemptOutcome retried: it failed, and the job is tried again. failed: it was the last one. snoozed: the job was put off, as for a full disk or a site that asked for less. interrupted: handed back by a worker that stopped. lost: its worker was killed, froze or was cut off.
+//
+// Example: retried
+type AttemptOutcome string
+
+// AttemptList defines model for AttemptList.
+type AttemptList struct {
+	// Items The attempts, newest first; fifty at most.
+	Items []Attempt `json:"items"`
 }
 
 // AuditEntry defines model for AuditEntry.
@@ -2192,6 +2276,13 @@ type ClientInterface interface {
 	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
 	SetJobPriority(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListAttempts List a job's attempts
+	//
+	// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
+	//
+	// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
+	ListAttempts(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CancelJob Cancel a job
 	//
 	// Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
@@ -2787,6 +2878,23 @@ func (c *Client) SetJobPriorityWithBody(ctx context.Context, id string, contentT
 // Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
 func (c *Client) SetJobPriority(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSetJobPriorityRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListAttempts List a job's attempts
+//
+// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
+//
+// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
+func (c *Client) ListAttempts(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAttemptsRequest(c.Server, id)
 	if err != nil {
 		return nil, err
 	}
@@ -4286,6 +4394,40 @@ func NewSetJobPriorityRequestWithBody(server string, id string, contentType stri
 	return req, nil
 }
 
+// NewListAttemptsRequest constructs an http.Request for the ListAttempts method
+func NewListAttemptsRequest(server string, id string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/jobs/%s/attempts", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewCancelJobRequest constructs an http.Request for the CancelJob method
 func NewCancelJobRequest(server string, id string) (*http.Request, error) {
 	var err error
@@ -5491,6 +5633,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /api/v1/jobs/{id} (the `SetJobPriority` operationId).
 	SetJobPriorityWithResponse(ctx context.Context, id string, body SetJobPriorityJSONRequestBody, reqEditors ...RequestEditorFn) (*SetJobPriorityResponse, error)
+
+	// ListAttemptsWithResponse List a job's attempts
+	//
+	// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
+	ListAttemptsWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*ListAttemptsResponse, error)
 
 	// CancelJobWithResponse Cancel a job
 	//
@@ -6860,6 +7011,68 @@ func (r SetJobPriorityResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SetJobPriorityResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListAttemptsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AttemptList
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAttemptsResponse) GetJSON200() *AttemptList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ListAttemptsResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ListAttemptsResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAttemptsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAttemptsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAttemptsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAttemptsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAttemptsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8862,6 +9075,21 @@ func (c *ClientWithResponses) SetJobPriorityWithResponse(ctx context.Context, id
 	return ParseSetJobPriorityResponse(rsp)
 }
 
+// ListAttemptsWithResponse List a job's attempts
+//
+// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
+func (c *ClientWithResponses) ListAttemptsWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*ListAttemptsResponse, error) {
+	rsp, err := c.ListAttempts(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAttemptsResponse(rsp)
+}
+
 // CancelJobWithResponse Cancel a job
 //
 // Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
@@ -10164,6 +10392,53 @@ func ParseSetJobPriorityResponse(rsp *http.Response) (*SetJobPriorityResponse, e
 			return nil, err
 		}
 		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListAttemptsResponse parses an HTTP response from a ListAttemptsWithResponse call
+func ParseListAttemptsResponse(rsp *http.Response) (*ListAttemptsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAttemptsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AttemptList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem

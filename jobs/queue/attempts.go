@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,6 +60,7 @@ type attempts struct {
 	metrics  *metrics
 	presence *presence
 	breakers *breakers
+	history  *history
 	onFree   func() // keys were freed
 }
 
@@ -83,7 +85,8 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.setReason(ctx, job, "")
 	}
 
-	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, attemptOf{PublicID(job), a.breakers}), job.ID)
+	bytes := &atomic.Int64{}
+	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, attemptOf{PublicID(job), a.breakers, bytes}), job.ID)
 	ended := false
 	defer func() {
 		cause := release()
@@ -94,6 +97,9 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		if end.reason != "" {
 			a.setReason(ctx, job, end.reason)
 			a.breakers.settle(ctx, job, end.reason)
+		}
+		if isKept(end, cause) {
+			a.keep(ctx, job, begun, end, bytes, err)
 		}
 		took := time.Since(begun)
 		a.metrics.end(job, end, took)
@@ -108,7 +114,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		err = &refused{err}
 	} else {
 		if err = work(workCtx); err == nil && workCtx.Err() == nil {
-			a.free(ctx, job)
+			a.free(ctx, job, begun, bytes)
 		}
 	}
 	ended = true
@@ -117,8 +123,8 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 
 // free completes a job that holds keys at once, and closes the breakers that it was the probe of: River writes ends in
 // batches, up to a quarter of a second later, and the next job under the same keys would wait for it. What fails here
-// River does then.
-func (a *attempts) free(ctx context.Context, job *rivertype.JobRow) {
+// River does then. What was fetched is noted along with it.
+func (a *attempts) free(ctx context.Context, job *rivertype.JobRow, begun time.Time, bytes *atomic.Int64) {
 	if !hasKeys(job.Metadata) {
 		return
 	}
@@ -130,6 +136,9 @@ func (a *attempts) free(ctx context.Context, job *rivertype.JobRow) {
 		SET state = 'completed', finalized_at = now()
 		WHERE id = $1 AND state = 'running' AND attempt = $2`, job.ID, job.Attempt)
 	a.breakers.close(ctx, batch, PublicID(job))
+	if bytes.Load() > 0 {
+		a.history.queueAttempt(batch, job, begun, end{completed, ""}, bytes, nil)
+	}
 	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelDebug, "job's keys not freed at once", append(logAttrs(job), slog.Any("err", err))...)
 		return

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -113,6 +114,7 @@ type attemptKey struct{}
 type attemptOf struct {
 	job      int64 // public id
 	breakers *breakers
+	bytes    *atomic.Int64 // see NoteBytes
 }
 
 // Trip has nothing more start under the key for a while: what stands behind it asked for less. It says how long itself

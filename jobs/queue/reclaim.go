@@ -150,6 +150,12 @@ const reclaimSQL = `
 			e.priority, e.queue, 'available', least(e.scheduled_at, now()), e.tags, e.only_key, e.unique_states
 		FROM ended AS e
 		WHERE e.verdict = 'resumed'
+	), kept AS (
+		INSERT INTO medianest.attempt (job_id, attempt, worker, started_at, outcome, reason)
+		SELECT medianest.public_id(e.id, e.metadata), e.attempt, e.worker, coalesce(e.attempted_at, now()), 'lost',
+			CASE WHEN e.verdict = 'quarantined' THEN @poison_pill::text ELSE '' END
+		FROM ended AS e
+		WHERE e.verdict <> 'dropped'
 	), mapped AS (
 		INSERT INTO medianest.job_map (public_id, row_id)
 		SELECT medianest.public_id(e.id, e.metadata), e.successor
