@@ -243,8 +243,12 @@ func (f JobFilter) conditions(args pgx.StrictNamedArgs) ([]string, error) {
 			return nil, &InvalidError{Field: "state", Reason: "is none of " + strings.Join(JobStates, " ")}
 		}
 	}
-	if len(f.States) > 0 {
-		states := slices.Compact(slices.Sorted(slices.Values(f.States)))
+	states := f.States
+	if len(states) == 0 && len(f.Queues) > 0 {
+		states = JobStates // the index by queue begins with the state: a queue of few jobs would be looked for in all of it
+	}
+	if len(states) > 0 {
+		states = slices.Compact(slices.Sorted(slices.Values(states)))
 		where = append(where, "j.state IN ('"+strings.Join(states, "', '")+"')")
 	}
 	if len(f.Reasons) > 0 {

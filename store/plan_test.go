@@ -110,6 +110,7 @@ func manyRows(t testing.TB, pool *pgxpool.Pool, rows int) lists {
 			"all, next page": {Viewer: admin, Limit: 50, Cursor: deepJobs(admin)},
 			"all running":    {Viewer: admin, Limit: 50, States: []string{"running"}},
 			"all completed":  {Viewer: admin, Limit: 50, States: []string{"completed"}, Kinds: []string{"download"}},
+			"of a queue":     {Viewer: admin, Limit: 50, Queues: []string{"empty"}},
 			"dead letters":   {Viewer: admin, Limit: 50, States: []string{"discarded"}},
 			"of a reason":    {Viewer: admin, Limit: 50, Reasons: []string{"network"}},
 			"of a key":       {Viewer: admin, Limit: 50, Key: "host:rare.test"},

@@ -91,7 +91,7 @@ func newDepth(pool *pgxpool.Pool, log *slog.Logger) *depth {
 			[]string{"mode", "state"}, nil),
 		waiting: prometheus.NewDesc("medianest_admission_waiting_jobs",
 			fmt.Sprintf("Jobs that wait for admission, by queue and by what they wait for: the form of a key without room (host, user, "+
-				"kind, ...) or a free slot. Counting stops above %d for each key.", depthBound),
+				"kind, ...) or a free slot. Counting stops above %d for each form.", depthBound),
 			[]string{"queue", "on"}, nil),
 		slots: prometheus.NewDesc("medianest_queue_slots",
 			"How many jobs of the queue the fleet's workers can run at a time, those not counted that drain or are lost.",
@@ -228,22 +228,29 @@ const workersSQL = `
 	) AS w
 	GROUP BY mode, state`
 
-// waitingSQL reads index entries only, and at most $1 of them per queue and key.
+// waitingSQL reads index entries only: one for each key that jobs wait for, and at most $1 per queue and form of keys.
 const waitingSQL = `
-	SELECT s.queue, coalesce(nullif(split_part(s.blocked_on, ':', 1), ''), 'slot') AS "on", sum(n.jobs)::bigint AS jobs
-	FROM (` + sourcesSQL + `
-	) AS s
-	CROSS JOIN LATERAL (
-		SELECT count(*) AS jobs
-		FROM (
-			SELECT
-			FROM medianest.admission AS a
-			WHERE a.admitted_at IS NULL AND a.queue = s.queue AND a.blocked_on = s.blocked_on
-			ORDER BY a.priority, a.user_key -- by the index
-			LIMIT $1
-		) AS bounded
-	) AS n
-	GROUP BY 1, 2
+	SELECT g.queue, g."on", (
+			SELECT count(*)
+			FROM (
+				SELECT
+				FROM unnest(g.keys) AS k (key)
+				CROSS JOIN LATERAL (
+					SELECT
+					FROM medianest.admission AS a
+					WHERE a.admitted_at IS NULL AND a.queue = g.queue AND a.blocked_on = k.key
+					ORDER BY a.priority, a.user_key -- by the index
+					LIMIT $1
+				) AS w
+				LIMIT $1
+			) AS bounded
+		) AS jobs
+	FROM (
+		SELECT s.queue, coalesce(nullif(split_part(s.blocked_on, ':', 1), ''), 'slot') AS "on", array_agg(s.blocked_on) AS keys
+		FROM (` + sourcesSQL + `
+		) AS s
+		GROUP BY 1, 2
+	) AS g
 	ORDER BY 1, 2`
 
 func queryFleet(ctx context.Context, pool *pgxpool.Pool) (found fleet, err error) {
