@@ -68,8 +68,8 @@ type Options struct {
 	// Health says how the dependencies are, for /readyz. Without one the process is always ready.
 	Health func(ctx context.Context) []Check
 
-	// OnLimits is called after a limit, a breaker or a pause was changed: others may be admitted, or must wait again. It must not
-	// block. Optional: admission finds out by itself within a second.
+	// OnLimits is called after a limit, a breaker, a pause, or the order of what waits was changed: others may be admitted, or
+	// must wait again. It must not block. Optional: admission finds out by itself within a second.
 	OnLimits func()
 
 	// Queues tells what waits. Optional: without it no queue is listed.

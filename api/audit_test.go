@@ -33,6 +33,7 @@ func TestAudit(t *testing.T) {
 	entry := b.audit("")[0]
 	require.Equal(t, []any{"set-limit", "key=host:youtube.com", 200, "admin", b.admin.ID},
 		[]any{entry.Action, entry.Subject, entry.Status, entry.Actor, *entry.ActorID})
+	require.Equal(t, map[string]any{"max_running": float64(3)}, entry.Detail["asked"], "and to what")
 	require.NotEmpty(t, entry.RequestID)
 	require.NotEmpty(t, entry.Client)
 

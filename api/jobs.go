@@ -226,6 +226,7 @@ func (a *API) handleSetJobPriority(ctx context.Context, input *setJobPriorityInp
 	if err != nil {
 		return nil, err
 	}
+	note(ctx, "asked", input.Body)
 	job, err := a.store.SetJobPriority(ctx, id, input.Body.Priority, viewerOf(ctx))
 	if err != nil {
 		return nil, conflict(notFound(err, "job"), "It has ended.")

@@ -137,6 +137,7 @@ type setLimitInput struct {
 }
 
 func (a *API) handleSetLimit(ctx context.Context, input *setLimitInput) (*limitOutput, error) {
+	note(ctx, "asked", input.Body)
 	by := viewerOf(ctx).UserID
 	var windows []store.Window
 	for _, w := range input.Body.Windows {

@@ -68,6 +68,7 @@ type setPauseInput struct {
 type pauseOutput struct{ Body Pause }
 
 func (a *API) handleSetPause(ctx context.Context, input *setPauseInput) (*pauseOutput, error) {
+	note(ctx, "asked", input.Body)
 	by := viewerOf(ctx).UserID
 	pause, err := a.store.SetPause(ctx, store.Pause{Key: input.Key, Note: input.Body.Note, PausedBy: &by})
 	if err != nil {

@@ -189,6 +189,7 @@ type createScheduleInput struct{ Body ScheduleRequest }
 type scheduleOutput struct{ Body Schedule }
 
 func (a *API) handleCreateSchedule(ctx context.Context, input *createScheduleInput) (*scheduleOutput, error) {
+	note(ctx, "asked", input.Body)
 	made, err := a.store.CreateSchedule(ctx, input.Body.spec(), viewerOf(ctx).UserID)
 	return presentSchedule(made, err)
 }
@@ -222,6 +223,7 @@ type updateScheduleInput struct {
 }
 
 func (a *API) handleUpdateSchedule(ctx context.Context, input *updateScheduleInput) (*scheduleOutput, error) {
+	note(ctx, "asked", input.Body)
 	changed, err := a.store.UpdateSchedule(ctx, input.ID, input.Body.Revision, input.Body.spec(), viewerOf(ctx).UserID)
 	return presentSchedule(changed, conflict(err, "It has been changed since that revision: read it again."))
 }

@@ -6,7 +6,6 @@ DROP TRIGGER IF EXISTS medianest_note_delete ON river.river_job;
 DROP FUNCTION medianest.gate_job();
 DROP FUNCTION medianest.note_job();
 DROP FUNCTION medianest.admission_keys(jsonb);
-DROP FUNCTION medianest.window_opens_at(jsonb, text, timestamptz);
 DROP TABLE medianest.breaker;
 DROP TABLE medianest.admission;
 DROP TABLE medianest.limit_use;

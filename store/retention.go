@@ -65,19 +65,24 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	return t, nil
 }
 
-func (s *Store) trimIdempotency(ctx context.Context) (total int64, err error) {
+func (s *Store) trimIdempotency(ctx context.Context) (int64, error) {
+	return s.trimInBatches(ctx, `
+		DELETE FROM medianest.idempotency
+		WHERE (user_id, key) IN (
+			SELECT i.user_id, i.key
+			FROM medianest.idempotency AS i
+			WHERE i.created_at < now() - @window::interval
+			ORDER BY i.created_at
+			LIMIT @batch
+			FOR UPDATE SKIP LOCKED
+		)`,
+		pgx.StrictNamedArgs{"window": idempotencyWindow, "batch": trimBatch})
+}
+
+// trimInBatches repeats a statement that removes up to trimBatch rows until it finds no more.
+func (s *Store) trimInBatches(ctx context.Context, sql string, args pgx.StrictNamedArgs) (total int64, err error) {
 	for {
-		tag, err := s.pool.Exec(ctx, `
-			DELETE FROM medianest.idempotency
-			WHERE (user_id, key) IN (
-				SELECT i.user_id, i.key
-				FROM medianest.idempotency AS i
-				WHERE i.created_at < now() - @window::interval
-				ORDER BY i.created_at
-				LIMIT @batch
-				FOR UPDATE SKIP LOCKED
-			)`,
-			pgx.StrictNamedArgs{"window": idempotencyWindow, "batch": trimBatch})
+		tag, err := s.pool.Exec(ctx, sql, args)
 		total += tag.RowsAffected()
 		if err != nil || tag.RowsAffected() < trimBatch {
 			return total, err
@@ -128,23 +133,17 @@ func (s *Store) trimJobViewers(ctx context.Context, age time.Duration) (total in
 
 // trimJobMap removes what leads nowhere any more. A mapping is kept for as long as the job's first row is there:
 // without it, that row would stand for the job again.
-func (s *Store) trimJobMap(ctx context.Context) (total int64, err error) {
-	for {
-		tag, err := s.pool.Exec(ctx, `
-			DELETE FROM medianest.job_map
-			WHERE public_id IN (
-				SELECT m.public_id
-				FROM medianest.job_map AS m
-				WHERE NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.row_id)
-					AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.public_id)
-				LIMIT @batch
-			)`,
-			pgx.StrictNamedArgs{"batch": trimBatch})
-		total += tag.RowsAffected()
-		if err != nil || tag.RowsAffected() < trimBatch {
-			return total, err
-		}
-	}
+func (s *Store) trimJobMap(ctx context.Context) (int64, error) {
+	return s.trimInBatches(ctx, `
+		DELETE FROM medianest.job_map
+		WHERE public_id IN (
+			SELECT m.public_id
+			FROM medianest.job_map AS m
+			WHERE NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.row_id)
+				AND NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = m.public_id)
+			LIMIT @batch
+		)`,
+		pgx.StrictNamedArgs{"batch": trimBatch})
 }
 
 // trimWorkers leaves those in whose name jobs are still running: only of who is known to be gone are they taken.

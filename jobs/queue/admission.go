@@ -209,6 +209,11 @@ const beginSQL = `
 		ELSE false
 	END`
 
+// offeredSQL are the slots of queues that workers offer who are there and take jobs: q.value of q.key.
+const offeredSQL = `FROM medianest.worker AS w
+			CROSS JOIN jsonb_each_text(w.queues) AS q
+			WHERE w.expires_at > now() AND w.drain_asked_at IS NULL`
+
 // stateSQL is what a round knows of the fleet: how many slots each queue has, and what holds each key. Workers that
 // take no more jobs, and paused queues, have no slots.
 const stateSQL = `
@@ -216,9 +221,7 @@ const stateSQL = `
 		(SELECT coalesce(jsonb_object_agg(s.queue, s.slots), '{}')
 		FROM (
 			SELECT q.key AS queue, sum(q.value::integer) AS slots
-			FROM medianest.worker AS w
-			CROSS JOIN jsonb_each_text(w.queues) AS q
-			WHERE w.expires_at > now() AND w.drain_asked_at IS NULL
+			` + offeredSQL + `
 				AND NOT EXISTS (SELECT FROM river.river_queue AS p WHERE p.name = q.key AND p.paused_at IS NOT NULL)
 			GROUP BY q.key
 		) AS s) AS slots,

@@ -60,7 +60,6 @@ type attempts struct {
 	metrics  *metrics
 	presence *presence
 	breakers *breakers
-	history  *history
 	onFree   func() // keys were freed
 }
 
@@ -137,7 +136,7 @@ func (a *attempts) free(ctx context.Context, job *rivertype.JobRow, begun time.T
 		WHERE id = $1 AND state = 'running' AND attempt = $2`, job.ID, job.Attempt)
 	a.breakers.close(ctx, batch, PublicID(job))
 	if bytes.Load() > 0 {
-		a.history.queueAttempt(batch, job, begun, end{completed, ""}, bytes, nil)
+		a.queueAttempt(batch, job, begun, end{completed, ""}, bytes, nil)
 	}
 	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelDebug, "job's keys not freed at once", append(logAttrs(job), slog.Any("err", err))...)

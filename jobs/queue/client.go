@@ -156,7 +156,6 @@ func New(o Options) (*Client, error) {
 		FetchCooldown: notifyWindow,
 		Plugins: append(telemetry(o), &attempts{
 			log: o.Logger, metrics: metrics, presence: c.presence, breakers: c.breakers, onFree: o.OnFree,
-			history: &history{worker: func() string { return c.river.ID() }},
 		}),
 	}
 	if working {

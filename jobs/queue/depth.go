@@ -287,9 +287,7 @@ const slotsSQL = `
 	SELECT coalesce(jsonb_object_agg(s.queue, s.slots), '{}')
 	FROM (
 		SELECT q.key AS queue, sum(q.value::integer) AS slots
-		FROM medianest.worker AS w
-		CROSS JOIN jsonb_each_text(w.queues) AS q
-		WHERE w.expires_at > now() AND w.drain_asked_at IS NULL
+		` + offeredSQL + `
 		GROUP BY q.key
 	) AS s`
 

@@ -23,13 +23,8 @@ func NoteBytes(ctx context.Context, n int64) {
 	}
 }
 
-// history keeps the attempts that have something to tell. What fails here costs the history a line, and the job nothing.
-type history struct {
-	worker func() string // this client's id
-}
-
 // queueAttempt adds to the batch what keeps an attempt.
-func (h *history) queueAttempt(batch *pgx.Batch, job *rivertype.JobRow, begun time.Time, e end, bytes *atomic.Int64, err error) {
+func (a *attempts) queueAttempt(batch *pgx.Batch, job *rivertype.JobRow, begun time.Time, e end, bytes *atomic.Int64, err error) {
 	detail := ""
 	if failure := reason.Find(err); failure != nil {
 		detail = failure.Describe()
@@ -41,7 +36,7 @@ func (h *history) queueAttempt(batch *pgx.Batch, job *rivertype.JobRow, begun ti
 	batch.Queue(`
 		INSERT INTO medianest.attempt (job_id, attempt, worker, started_at, ended_at, outcome, reason, detail, bytes)
 		VALUES ($1, $2, $3, $4, clock_timestamp(), $5, $6, left($7, 2000), $8)`,
-		PublicID(job), job.Attempt, h.worker(), begun, string(e.outcome), string(e.reason), detail, fetched)
+		PublicID(job), job.Attempt, a.presence.id, begun, string(e.outcome), string(e.reason), detail, fetched)
 	if e.outcome != completed {
 		batch.Queue(`
 			DELETE FROM medianest.attempt
@@ -62,12 +57,12 @@ func isKept(e end, cause error) bool {
 	return e.outcome != completed && e.outcome != lost && !errors.Is(cause, ErrFenced)
 }
 
-// keep keeps an attempt that did not complete.
+// keep keeps an attempt that did not complete. Where that fails, the history lacks a line, and the job nothing.
 func (a *attempts) keep(ctx context.Context, job *rivertype.JobRow, begun time.Time, e end, bytes *atomic.Int64, err error) {
 	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), freeTimeout, errTooLong)
 	defer stop()
 	batch := &pgx.Batch{}
-	a.history.queueAttempt(batch, job, begun, e, bytes, err)
+	a.queueAttempt(batch, job, begun, e, bytes, err)
 	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelDebug, "attempt not kept in the job's history", append(logAttrs(job), slog.Any("err", err))...)
 	}
