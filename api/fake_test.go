@@ -146,6 +146,10 @@ func (f *fakeStore) ListAttempts(ctx context.Context, _ int64, _ store.Viewer) (
 	return nil, f.fail(ctx)
 }
 
+func (f *fakeStore) TailLog(ctx context.Context, _, _ int64, _ int, _ store.Viewer) ([]store.LogLine, error) {
+	return nil, f.fail(ctx)
+}
+
 func (f *fakeStore) DownloadNow(ctx context.Context, _ uuid.UUID, _ store.Viewer) (store.Download, error) {
 	return store.Download{}, f.fail(ctx)
 }

@@ -20,6 +20,8 @@ type Jobs interface {
 	RetryJob(ctx context.Context, id int64, v store.Viewer) (store.Job, error)
 	// ListAttempts returns a job's attempts, newest first.
 	ListAttempts(ctx context.Context, id int64, v store.Viewer) ([]store.Attempt, error)
+	// TailLog returns the last lines of a job's log, oldest first.
+	TailLog(ctx context.Context, id, after int64, tail int, v store.Viewer) ([]store.LogLine, error)
 	SetJobPriority(ctx context.Context, id int64, priority int, v store.Viewer) (store.Job, error)
 	// CurrentRow returns the row that a job has now, by the job's id or that of any row that it has had. ErrNotFound if
 	// it has none any more.
@@ -167,6 +169,53 @@ func (a *API) handleListAttempts(ctx context.Context, input *jobInput) (*listAtt
 		list.Items[i] = Attempt(attempt)
 	}
 	return &listAttemptsOutput{list}, nil
+}
+
+// LogLine is a line of a job's log.
+type LogLine struct {
+	At      time.Time `json:"at" doc:"When it was said."`
+	Attempt int       `json:"attempt" doc:"In which attempt." example:"1"`
+	Level   string    `json:"level" enum:"info,warning,error" doc:"How grave it is. error: how an attempt ended that failed."`
+	Text    string    `json:"text" doc:"What was said, in plain words." example:"Verified: 95 s, 10485760 bytes."`
+}
+
+// JobLog is the end of a job's log.
+type JobLog struct {
+	Items []LogLine `json:"items" nullable:"false" doc:"The lines, oldest first."`
+	After string    `json:"after" doc:"Asks for what is said later, in the parameter of the same name." example:"4711"`
+}
+
+var tailLog = described{
+	id: "tail-job-log", tag: tagJobs, summary: "Read a job's log",
+	text:     "What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.",
+	problems: []Code{CodeNotFound, CodeValidationFailed},
+}
+
+type tailLogInput struct {
+	ID    string `path:"id" pattern:"^[1-9][0-9]{0,18}$" patternDescription:"a job id" doc:"The job's id." example:"42"`
+	After string `query:"after" pattern:"^[0-9]{1,18}$" patternDescription:"what an answer gave as after" doc:"Only lines after these; what the last answer gave as after."`
+	Tail  int    `query:"tail" minimum:"1" maximum:"200" default:"200" doc:"Only the last lines, so many."`
+}
+
+type tailLogOutput struct{ Body JobLog }
+
+func (a *API) handleTailLog(ctx context.Context, input *tailLogInput) (*tailLogOutput, error) {
+	id, err := (&jobInput{ID: input.ID}).number()
+	if err != nil {
+		return nil, err
+	}
+	after, _ := strconv.ParseInt(input.After, 10, 64) // as the pattern has it, or none
+	lines, err := a.store.TailLog(ctx, id, after, input.Tail, viewerOf(ctx))
+	if err != nil {
+		return nil, notFound(err, "job")
+	}
+	log := JobLog{Items: make([]LogLine, len(lines))}
+	for i, l := range lines {
+		log.Items[i] = LogLine{At: l.At, Attempt: l.Attempt, Level: l.Level, Text: l.Text}
+		after = l.ID
+	}
+	log.After = strconv.FormatInt(after, 10)
+	return &tailLogOutput{log}, nil
 }
 
 var cancelJob = described{

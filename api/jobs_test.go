@@ -93,8 +93,8 @@ func TestCancelAndRetryJob(t *testing.T) {
 	require.Equal(t, "running", job.State)
 }
 
-// Who may see a job sees its attempts: those that are kept, and the one that its row tells of.
-func TestAttempts(t *testing.T) {
+// Who may see a job sees its attempts, those that are kept and the one that its row tells of, and its log.
+func TestAttemptsAndLog(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	d := b.wish(b.anna, "https://site.test/1")
@@ -112,8 +112,25 @@ func TestAttempts(t *testing.T) {
 	]}`, string(list(b.anna.token).body))
 	list(b.bert.token).problem(http.StatusNotFound, api.CodeNotFound)
 
+	b.exec(`INSERT INTO medianest.job_log (job_id, attempt, at, level, text) VALUES
+		($1::bigint, 1, '2026-01-02T03:04:05Z', 'info', 'one'), ($1::bigint, 2, '2026-01-02T03:04:06Z', 'warning', 'two')`, d.JobID)
+	tail := func(token, query string) answer {
+		t.Helper()
+		return b.do(request{method: "GET", path: "/api/v1/jobs/" + d.JobID + "/log?" + query, token: token})
+	}
+	two := `{"at":"2026-01-02T03:04:06Z","attempt":2,"level":"warning","text":"two"}`
+	require.JSONEq(t, `{"items":[{"at":"2026-01-02T03:04:05Z","attempt":1,"level":"info","text":"one"},`+two+`],"after":"2"}`, string(tail(b.anna.token, "").body))
+	require.JSONEq(t, `{"items":[`+two+`],"after":"2"}`, string(tail(b.anna.token, "tail=1").body))
+	require.JSONEq(t, `{"items":[`+two+`],"after":"2"}`, string(tail(b.anna.token, "after=1").body))
+	require.JSONEq(t, `{"items":[],"after":"2"}`, string(tail(b.anna.token, "after=2").body))
+	tail(b.bert.token, "").problem(http.StatusNotFound, api.CodeNotFound)
+	for _, query := range []string{"tail=0", "tail=201", "after=x", "after=-1", "after=1234567890123456789"} {
+		tail(b.anna.token, query).problem(http.StatusUnprocessableEntity, api.CodeValidationFailed)
+	}
+
 	b.exec(`DELETE FROM river.river_job`)
 	trimmed, err := b.store.TrimDomain(t.Context(), time.Hour)
 	require.NoError(t, err)
 	require.EqualValues(t, 1, trimmed.Attempts)
+	require.EqualValues(t, 2, trimmed.LogLines)
 }

@@ -215,7 +215,7 @@ func TestOthersThingsAreNotFound(t *testing.T) {
 		require.NotEqual(t, http.StatusNotFound, admins.status, "%s %s: %s", route.Method, route.Path, admins.body)
 		require.Less(t, admins.status, http.StatusInternalServerError)
 	}
-	require.Equal(t, 10, walked, "downloads: find, cancel, retry, retry-failed, now, delete; jobs: find, attempts, cancel, retry")
+	require.Equal(t, 11, walked, "downloads: find, cancel, retry, retry-failed, now, delete; jobs: find, attempts, log, cancel, retry")
 	d := b.wish(b.anna, wishURL)
 	b.exec("UPDATE medianest.downloads SET is_collection = true WHERE id = $1", d.ID)
 	b.do(request{method: "GET", path: "/api/v1/downloads?parent_id=" + d.ID.String(), token: b.bert.token}).

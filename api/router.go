@@ -54,6 +54,7 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodPost, apiPath+"/jobs/{id}/retry", retryJob, a.handleRetryJob)
 	operation(a, http.MethodPost, apiPath+"/jobs/bulk", bulkJobs, a.handleBulkJobs)
 	operation(a, http.MethodGet, apiPath+"/jobs/{id}/attempts", listAttempts, a.handleListAttempts)
+	operation(a, http.MethodGet, apiPath+"/jobs/{id}/log", tailLog, a.handleTailLog)
 	operation(a, http.MethodPatch, apiPath+"/jobs/{id}", setJobPriority, a.handleSetJobPriority)
 	operation(a, http.MethodGet, eventsPath, streamEvents, a.handleEvents)
 	operation(a, http.MethodGet, apiPath+"/workers", listWorkers, a.handleListWorkers)

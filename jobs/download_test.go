@@ -39,6 +39,10 @@ func TestPlainFilm(t *testing.T) {
 	require.Subset(t, phases, []string{"probing", "downloading", "verifying", "publishing"})
 	require.Contains(t, b.progress.cleared, *d.JobID)
 
+	// What the job said is there for whoever may see it.
+	require.Eventually(t, func() bool { return strings.HasSuffix(b.jobLog(t, *d.JobID), "info It is in the library.") }, patience, 10*time.Millisecond)
+	require.Regexp(t, `^info Found “plain” \(generic\), and fetches it\.\ninfo Fetched and found whole: \d+ s, \d+\.\d MB\.\ninfo It is in the library\.$`, b.jobLog(t, *d.JobID))
+
 	// Somebody who comes later gets a link, and the site hears nothing of it.
 	b.site.Forget()
 	later := b.wait(t, b.wish(t, b.user(t, "bob"), "/plain.mp4").ID)
@@ -55,6 +59,18 @@ func TestPlainFilm(t *testing.T) {
 	// And when nobody has it any more, it is fetched again.
 	require.NoError(t, b.api.DeleteDownload(t.Context(), later.ID, store.Viewer{UserID: later.UserID}))
 	require.Eventually(t, func() bool { return len(b.files(t)) == 0 }, patience, 10*time.Millisecond)
+}
+
+// jobLog is the job's log, a line each.
+func (b *bundle) jobLog(t *testing.T, job int64) string {
+	t.Helper()
+	lines, err := b.api.TailLog(t.Context(), job, 0, 200, store.Viewer{Admin: true})
+	require.NoError(t, err)
+	var said []string
+	for _, l := range lines {
+		said = append(said, l.Level+" "+l.Text)
+	}
+	return strings.Join(said, "\n")
 }
 
 func sameFile(t *testing.T, b *bundle, one, other store.File) bool {
@@ -96,6 +112,9 @@ func TestPageOfFilmsBecomesACollection(t *testing.T) {
 	}
 	b.requireLibrary(t, paths...)
 	require.Empty(t, b.processes(t))
+	require.Equal(t, strings.Join([]string{
+		"warning yt-dlp: [generic] Falling back on generic information extractor", "info Found the collection “Holiday gallery” of 5.",
+	}, "\n"), b.jobLog(t, *d.JobID))
 }
 
 // Two users ask for the same at the same time: it is fetched once, and one's cancel is not the other's.

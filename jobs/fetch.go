@@ -10,6 +10,7 @@ import (
 
 	"medianest/jobs/egress"
 	"medianest/jobs/media"
+	"medianest/jobs/queue"
 	"medianest/jobs/reason"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
@@ -45,17 +46,23 @@ func (a *attempt) probe(ctx context.Context, session *egress.Session) (ytdlp.Pro
 	a.begins(phaseProbing)
 	content := a.fetch.Content
 	if known, ok := knownProbe(content); ok {
+		queue.Say(ctx, queue.Info, "Found “%s” a while ago, and fetches it.", known.Title)
 		return known, nil
 	}
 	var probe ytdlp.Probe
 	err := traced(ctx, "yt-dlp probe", func(ctx context.Context) (err error) {
 		probe, err = a.extractor.Probe(ctx, ytdlp.ProbeRequest{
-			URL: content.URL, Dir: a.dir, Network: ytdlp.Network{ProxyURL: session.URL()},
+			URL: content.URL, Dir: a.dir, Network: ytdlp.Network{ProxyURL: session.URL()}, OnWarning: warned(ctx),
 		})
 		return err
 	})
 	if err != nil {
 		return ytdlp.Probe{}, err
+	}
+	if probe.IsCollection {
+		queue.Say(ctx, queue.Info, "Found the collection “%s” of %d.", probe.Title, len(probe.Entries))
+	} else {
+		queue.Say(ctx, queue.Info, "Found “%s” (%s), and fetches it.", probe.Title, probe.Extractor)
 	}
 	result := store.ProbeResult{
 		Extractor: probe.Extractor, ExtractorID: probe.ID, Title: probe.Title, IsCollection: probe.IsCollection, Info: probe.Info,
@@ -84,6 +91,11 @@ func knownProbe(content store.Content) (ytdlp.Probe, bool) {
 	}, true
 }
 
+// warned takes yt-dlp's warnings into the job's log.
+func warned(ctx context.Context) func(string) {
+	return func(warning string) { queue.Say(ctx, queue.Warning, "yt-dlp: %s", warning) }
+}
+
 // fetchMedia brings the film into the staging folder.
 func (a *attempt) fetchMedia(ctx context.Context, session *egress.Session, probe ytdlp.Probe, profile ytdlp.Profile) (ytdlp.Media, error) {
 	a.begins(ytdlp.PhaseDownloading)
@@ -92,7 +104,7 @@ func (a *attempt) fetchMedia(ctx context.Context, session *egress.Session, probe
 	err := traced(ctx, "yt-dlp fetch", func(ctx context.Context) (err error) {
 		fetched, err = a.extractor.Fetch(ctx, ytdlp.FetchRequest{
 			URL: a.fetch.Content.URL, Info: probe.Info, Dir: a.dir, Profile: profile,
-			Network: ytdlp.Network{ProxyURL: session.URL()}, OnProgress: a.report.fetched,
+			Network: ytdlp.Network{ProxyURL: session.URL()}, OnProgress: a.report.fetched, OnWarning: warned(ctx),
 		})
 		return err
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"medianest/jobs/media"
+	"medianest/jobs/queue"
 	"medianest/jobs/ytdlp"
 	"medianest/store"
 )
@@ -94,6 +95,7 @@ func (a *attempt) publishFetched(ctx context.Context, probe ytdlp.Probe, fetched
 	if err != nil {
 		return err
 	}
+	queue.Say(ctx, queue.Info, "Fetched and found whole: %.0f s, %.1f MB.", info.DurationS, float64(info.SizeBytes)/1e6)
 	// Here, and not first inside the transaction, which others wait for.
 	if err := persist(fetched.Path); err != nil {
 		return err
@@ -135,8 +137,10 @@ func (a *attempt) publish(ctx context.Context, link store.LinkFunc) error {
 	})
 	if err = a.unlessDone(ctx, err); err != nil {
 		a.takeBack(ctx)
+		return err
 	}
-	return err
+	queue.Say(ctx, queue.Info, "It is in the library.")
+	return nil
 }
 
 // persist brings a file's bytes to the disk.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/riverqueue/river"
 
+	"medianest/jobs/queue"
 	"medianest/jobs/reason"
 	"medianest/store"
 )
@@ -15,10 +16,12 @@ import (
 func (a *attempt) stage(ctx context.Context) (err error) {
 	if a.fetch.LeftOn != "" {
 		a.log.WarnContext(ctx, "download begins anew: what was fetched is on another volume", slog.String("volume", a.fetch.LeftOn))
+		queue.Say(ctx, queue.Warning, "Begins anew: what was fetched before is on a volume that this worker does not see.")
 	}
 	a.dir, a.fetched, err = a.library.Stage(ctx, a.fetch.Content.ID, a.fetch.Generation)
 	if a.fetched && err == nil {
 		a.log.InfoContext(ctx, "download goes on with what was fetched")
+		queue.Say(ctx, queue.Info, "Goes on with what was fetched before.")
 	}
 	return err
 }

@@ -70,13 +70,5 @@ func presentAttempt(job Job) (Attempt, bool) {
 
 // trimAttempts removes those of jobs that are gone.
 func (s *Store) trimAttempts(ctx context.Context) (int64, error) {
-	return s.trimInBatches(ctx, `
-		DELETE FROM medianest.attempt
-		WHERE id IN (
-			SELECT a.id
-			FROM medianest.attempt AS a
-			WHERE NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = `+currentRow("a.job_id")+`)
-			LIMIT @batch
-		)`,
-		pgx.StrictNamedArgs{"batch": trimBatch})
+	return s.trimGoneJobs(ctx, "attempt")
 }

@@ -26,13 +26,14 @@ const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Attempts, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Attempts, LogLines, Contents int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
 // that are gone and whose events are older than eventRetention, where jobs that are gone went on, processes that have been
-// gone for a day, breakers that have been due for a week, what was done a year ago, the attempts of jobs that are gone, and contents a day old that nobody needs. It goes through the
-// large tables in batches and may be called at any time by any number of processes; once an hour is plenty.
+// gone for a day, breakers that have been due for a week, what was done a year ago, the attempts and logs of jobs that are
+// gone, and contents a day old that nobody needs. It goes through the large tables in batches and may be called at any time
+// by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
 		t   Trimmed
@@ -46,6 +47,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.Attempts, err = s.trimAttempts(ctx); err != nil {
 		return t, fmt.Errorf("trim attempts: %w", interpret(err))
+	}
+	if t.LogLines, err = s.trimJobLog(ctx); err != nil {
+		return t, fmt.Errorf("trim jobs' logs: %w", interpret(err))
 	}
 	if t.JobMap, err = s.trimJobMap(ctx); err != nil {
 		return t, fmt.Errorf("trim job map: %w", interpret(err))
@@ -88,6 +92,20 @@ func (s *Store) trimInBatches(ctx context.Context, sql string, args pgx.StrictNa
 			return total, err
 		}
 	}
+}
+
+// trimGoneJobs removes from a table with id and job_id what is about jobs that are gone.
+func (s *Store) trimGoneJobs(ctx context.Context, table string) (int64, error) {
+	table = pgx.Identifier{"medianest", table}.Sanitize()
+	return s.trimInBatches(ctx, `
+		DELETE FROM `+table+`
+		WHERE id IN (
+			SELECT t.id
+			FROM `+table+` AS t
+			WHERE NOT EXISTS (SELECT FROM river.river_job AS j WHERE j.id = `+currentRow("t.job_id")+`)
+			LIMIT @batch
+		)`,
+		pgx.StrictNamedArgs{"batch": trimBatch})
 }
 
 // trimJobViewers walks the table by job, a window of jobs at a time: rows that stay cost a look each and no more.

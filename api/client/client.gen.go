@@ -273,6 +273,27 @@ func (e LivenessState) Valid() bool {
 	}
 }
 
+// Defines values for LogLineLevel.
+const (
+	Error   LogLineLevel = "error"
+	Info    LogLineLevel = "info"
+	Warning LogLineLevel = "warning"
+)
+
+// Valid indicates whether the value is a known member of the LogLineLevel enum.
+func (e LogLineLevel) Valid() bool {
+	switch e {
+	case Error:
+		return true
+	case Info:
+		return true
+	case Warning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ScheduleMisfire.
 const (
 	ScheduleMisfireRunAll  ScheduleMisfire = "run_all"
@@ -1185,6 +1206,17 @@ type JobList struct {
 	NextCursor *string `json:"next_cursor,omitempty"`
 }
 
+// JobLog defines model for JobLog.
+type JobLog struct {
+	// After Asks for what is said later, in the parameter of the same name.
+	//
+	// Example: 4711
+	After string `json:"after"`
+
+	// Items The lines, oldest first.
+	Items []LogLine `json:"items"`
+}
+
 // Limit defines model for Limit.
 type Limit struct {
 	// JitterS Up to so many seconds more, each time another number of them.
@@ -1299,6 +1331,28 @@ type Liveness struct {
 //
 // Example: ok
 type LivenessState string
+
+// LogLine defines model for LogLine.
+type LogLine struct {
+	// At When it was said.
+	At time.Time `json:"at"`
+
+	// Attempt In which attempt.
+	//
+	// Example: 1
+	Attempt int64 `json:"attempt"`
+
+	// Level How grave it is. error: how an attempt ended that failed.
+	Level LogLineLevel `json:"level"`
+
+	// Text What was said, in plain words.
+	//
+	// Example: Verified: 95 s, 10485760 bytes.
+	Text string `json:"text"`
+}
+
+// LogLineLevel How grave it is. error: how an attempt ended that failed.
+type LogLineLevel string
 
 // Pause defines model for Pause.
 type Pause struct {
@@ -1967,6 +2021,15 @@ type ListJobsParams struct {
 // ListJobsParamsState defines parameters for ListJobs.
 type ListJobsParamsState string
 
+// TailJobLogParams defines parameters for TailJobLog.
+type TailJobLogParams struct {
+	// After Only lines after these; what the last answer gave as after.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Tail Only the last lines, so many.
+	Tail *int64 `form:"tail,omitempty" json:"tail,omitempty"`
+}
+
 // ListLimitsParams defines parameters for ListLimits.
 type ListLimitsParams struct {
 	// Cursor The next_cursor of the page before.
@@ -2289,6 +2352,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/cancel (the `CancelJob` operationId).
 	CancelJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TailJobLog Read a job's log
+	//
+	// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
+	//
+	// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
+	TailJobLog(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RetryJob Try a job again
 	//
@@ -2912,6 +2982,23 @@ func (c *Client) ListAttempts(ctx context.Context, id string, reqEditors ...Requ
 // Corresponds with POST /api/v1/jobs/{id}/cancel (the `CancelJob` operationId).
 func (c *Client) CancelJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelJobRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TailJobLog Read a job's log
+//
+// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
+//
+// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
+func (c *Client) TailJobLog(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTailJobLogRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4462,6 +4549,79 @@ func NewCancelJobRequest(server string, id string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewTailJobLogRequest constructs an http.Request for the TailJobLog method
+func NewTailJobLogRequest(server string, id string, params *TailJobLogParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/jobs/%s/log", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Tail != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "tail", *params.Tail, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewRetryJobRequest constructs an http.Request for the RetryJob method
 func NewRetryJobRequest(server string, id string) (*http.Request, error) {
 	var err error
@@ -5651,6 +5811,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/cancel (the `CancelJob` operationId).
 	CancelJobWithResponse(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*CancelJobResponse, error)
+
+	// TailJobLogWithResponse Read a job's log
+	//
+	// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
+	TailJobLogWithResponse(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*TailJobLogResponse, error)
 
 	// RetryJobWithResponse Try a job again
 	//
@@ -7142,6 +7311,68 @@ func (r CancelJobResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CancelJobResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type TailJobLogResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *JobLog
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TailJobLogResponse) GetJSON200() *JobLog {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r TailJobLogResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r TailJobLogResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r TailJobLogResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TailJobLogResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TailJobLogResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TailJobLogResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TailJobLogResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -9105,6 +9336,21 @@ func (c *ClientWithResponses) CancelJobWithResponse(ctx context.Context, id stri
 	return ParseCancelJobResponse(rsp)
 }
 
+// TailJobLogWithResponse Read a job's log
+//
+// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
+func (c *ClientWithResponses) TailJobLogWithResponse(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*TailJobLogResponse, error) {
+	rsp, err := c.TailJobLog(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTailJobLogResponse(rsp)
+}
+
 // RetryJobWithResponse Try a job again
 //
 // Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.
@@ -10493,6 +10739,53 @@ func ParseCancelJobResponse(rsp *http.Response) (*CancelJobResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTailJobLogResponse parses an HTTP response from a TailJobLogWithResponse call
+func ParseTailJobLogResponse(rsp *http.Response) (*TailJobLogResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TailJobLogResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest JobLog
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem

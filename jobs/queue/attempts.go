@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 	"go.opentelemetry.io/otel/attribute"
@@ -29,8 +28,6 @@ const (
 
 // metadataKeys are the keys, an array of strings, under which a job needs admission.
 const metadataKeys = "keys"
-
-const freeTimeout = 2 * time.Second
 
 // refusedPause is how long a job rests that was fetched by a process that may not work it. Such a process has some of
 // its connections only, and would fetch the job again at once.
@@ -60,7 +57,26 @@ type attempts struct {
 	metrics  *metrics
 	presence *presence
 	breakers *breakers
-	onFree   func() // keys were freed
+	onFree   func()             // keys were freed
+	ends     together[*attempt] // see free
+}
+
+// attempt is one that runs. Its context knows it.
+type attempt struct {
+	job      *rivertype.JobRow
+	begun    time.Time
+	breakers *breakers
+	bytes    atomic.Int64 // see NoteBytes
+	log      jobLog       // see Say
+	kept     bool         // what is to be told of its end is
+}
+
+type attemptKey struct{}
+
+// attemptOf is the attempt whose context it is, or nil.
+func attemptOf(ctx context.Context) *attempt {
+	at, _ := ctx.Value(attemptKey{}).(*attempt)
+	return at
 }
 
 var _ rivertype.WorkerMiddleware = (*attempts)(nil)
@@ -73,7 +89,8 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 			Reason: reason.Cancelled, Detail: "The job goes on as another row.",
 		})}
 	}
-	begun := time.Now()
+	at := &attempt{job: job, begun: time.Now(), breakers: a.breakers}
+	at.log.write = func(lines []line) { a.writeLog(ctx, job, lines) }
 	a.log.LogAttrs(ctx, slog.LevelInfo, "job started", logAttrs(job)...)
 	a.metrics.begin(job)
 
@@ -84,8 +101,7 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		a.setReason(ctx, job, "")
 	}
 
-	bytes := &atomic.Int64{}
-	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, attemptOf{PublicID(job), a.breakers, bytes}), job.ID)
+	workCtx, release := a.presence.enter(context.WithValue(ctx, attemptKey{}, at), job.ID)
 	ended := false
 	defer func() {
 		cause := release()
@@ -97,10 +113,8 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 			a.setReason(ctx, job, end.reason)
 			a.breakers.settle(ctx, job, end.reason)
 		}
-		if isKept(end, cause) {
-			a.keep(ctx, job, begun, end, bytes, err)
-		}
-		took := time.Since(begun)
+		a.keep(ctx, at, end, cause, err)
+		took := time.Since(at.begun)
 		a.metrics.end(job, end, took)
 		trace.SpanFromContext(ctx).SetAttributes(
 			attribute.String("medianest.outcome", string(end.outcome)), attribute.String("medianest.reason", string(end.reason)))
@@ -113,36 +127,11 @@ func (a *attempts) Work(ctx context.Context, job *rivertype.JobRow, work func(co
 		err = &refused{err}
 	} else {
 		if err = work(workCtx); err == nil && workCtx.Err() == nil {
-			a.free(ctx, job, begun, bytes)
+			a.free(ctx, at)
 		}
 	}
 	ended = true
 	return err
-}
-
-// free completes a job that holds keys at once, and closes the breakers that it was the probe of: River writes ends in
-// batches, up to a quarter of a second later, and the next job under the same keys would wait for it. What fails here
-// River does then. What was fetched is noted along with it.
-func (a *attempts) free(ctx context.Context, job *rivertype.JobRow, begun time.Time, bytes *atomic.Int64) {
-	if !hasKeys(job.Metadata) {
-		return
-	}
-	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), freeTimeout, errTooLong)
-	defer stop()
-	batch := &pgx.Batch{}
-	batch.Queue(`
-		UPDATE river.river_job
-		SET state = 'completed', finalized_at = now()
-		WHERE id = $1 AND state = 'running' AND attempt = $2`, job.ID, job.Attempt)
-	a.breakers.close(ctx, batch, PublicID(job))
-	if bytes.Load() > 0 {
-		a.queueAttempt(batch, job, begun, end{completed, ""}, bytes, nil)
-	}
-	if err := a.presence.pool.SendBatch(ctx, batch).Close(); err != nil {
-		a.log.LogAttrs(ctx, slog.LevelDebug, "job's keys not freed at once", append(logAttrs(job), slog.Any("err", err))...)
-		return
-	}
-	a.onFree()
 }
 
 // refused is an attempt that did not begin because its process is cut off.

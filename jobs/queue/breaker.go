@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -81,7 +80,7 @@ const (
 			probe_job = NULL
 		WHERE b.probe_job = @job`
 
-	closeSQL = `DELETE FROM medianest.breaker WHERE probe_job = $1 RETURNING key`
+	closeSQL = `DELETE FROM medianest.breaker WHERE probe_job = ANY ($1) RETURNING key, probe_job`
 )
 
 // breakers is this process's part in the breakers of the fleet: it trips and closes them by how attempts end here.
@@ -107,27 +106,17 @@ func newBreakers(pool *pgxpool.Pool, log *slog.Logger, scale float64, trips *pro
 	return b
 }
 
-// attemptKey is the context key of an attemptOf.
-type attemptKey struct{}
-
-// attemptOf is what an attempt's context knows of it.
-type attemptOf struct {
-	job      int64 // public id
-	breakers *breakers
-	bytes    *atomic.Int64 // see NoteBytes
-}
-
 // Trip has nothing more start under the key for a while: what stands behind it asked for less. It says how long itself
 // by the failure's RetryAt, of which a day at most is believed; the wait is that of the breaker's ladder or longer. When
 // it is over, one job at a time is admitted under the key, the probe, until one is answered, which closes the breaker. A
 // probe that trips it again leads it up the ladder. ctx must be an attempt's, whose job then snoozes: it waits for its
 // turn, and no attempt is spent.
 func Trip(ctx context.Context, key string, failure *reason.Error) error {
-	of, ok := ctx.Value(attemptKey{}).(attemptOf)
-	if !ok {
+	at := attemptOf(ctx)
+	if at == nil {
 		return fmt.Errorf("trip the breaker of %s: the context is not an attempt's", key)
 	}
-	return of.breakers.trip(ctx, key, of.job, failure)
+	return at.breakers.trip(ctx, key, PublicID(at.job), failure)
 }
 
 func (b *breakers) trip(ctx context.Context, key string, job int64, failure *reason.Error) error {
@@ -161,7 +150,7 @@ func (b *breakers) settle(ctx context.Context, job *rivertype.JobRow, why reason
 	if site == reason.SiteUnknown || !hasKeys(job.Metadata) {
 		return
 	}
-	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), freeTimeout, errTooLong)
+	ctx, stop := context.WithTimeoutCause(context.WithoutCancel(ctx), noteTimeout, errTooLong)
 	defer stop()
 	var err error
 	if site == reason.SiteAnswers {
@@ -176,11 +165,14 @@ func (b *breakers) settle(ctx context.Context, job *rivertype.JobRow, why reason
 	}
 }
 
-// close queues what closes the breakers that the job is the probe of.
-func (b *breakers) close(ctx context.Context, batch *pgx.Batch, job int64) {
-	batch.Queue(closeSQL, job).Query(func(rows pgx.Rows) error {
-		var key string
-		_, err := pgx.ForEachRow(rows, []any{&key}, func() error {
+// close queues what closes the breakers that one of the jobs is the probe of.
+func (b *breakers) close(ctx context.Context, batch *pgx.Batch, jobs ...int64) {
+	batch.Queue(closeSQL, jobs).Query(func(rows pgx.Rows) error {
+		var (
+			key string
+			job int64
+		)
+		_, err := pgx.ForEachRow(rows, []any{&key, &job}, func() error {
 			b.log.LogAttrs(ctx, slog.LevelInfo, "breaker closed", slog.String("key", key), slog.Int64("job_id", job))
 			return nil
 		})

@@ -148,15 +148,17 @@ func New(o Options) (*Client, error) {
 		stopped:     make(chan struct{}),
 	}
 
+	attempts := &attempts{
+		log: o.Logger, metrics: metrics, presence: c.presence, breakers: c.breakers, onFree: o.OnFree,
+	}
+	attempts.ends.all = attempts.freeAll
 	config := &river.Config{
 		ID:     o.ID,
 		Schema: Schema,
 		// River tells of each failed attempt at info; the attempts middleware does so in this platform's terms.
 		Logger:        slog.New(quieter{o.Logger.Handler()}),
 		FetchCooldown: notifyWindow,
-		Plugins: append(telemetry(o), &attempts{
-			log: o.Logger, metrics: metrics, presence: c.presence, breakers: c.breakers, onFree: o.OnFree,
-		}),
+		Plugins:       append(telemetry(o), attempts),
 	}
 	if working {
 		config.Workers = o.Workers

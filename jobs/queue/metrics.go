@@ -18,6 +18,7 @@ type metrics struct {
 	reclaimed *prometheus.CounterVec
 	fences    prometheus.Counter
 	trips     *prometheus.CounterVec
+	unlogged  prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -52,6 +53,10 @@ func newMetrics() *metrics {
 			Name: "medianest_breaker_trips_total",
 			Help: "How often attempts in this process tripped a breaker, or led one up its ladder, by reason.",
 		}, []string{"reason"}),
+		unlogged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "medianest_job_log_lines_lost_total",
+			Help: "Lines of jobs' logs that this process could not write.",
+		}),
 	}
 }
 
@@ -61,7 +66,7 @@ func (m *metrics) register(r prometheus.Registerer, presence *presence, depth *d
 		Help: "How long ago this process began its last successful renewal of its presence; 0 if it has none.",
 	}, func() float64 { return presence.age().Seconds() })
 	return errors.Join(r.Register(m.jobs), r.Register(m.running), r.Register(m.run), r.Register(m.wait),
-		r.Register(m.reclaimed), r.Register(m.fences), r.Register(m.trips), r.Register(age), r.Register(depth))
+		r.Register(m.reclaimed), r.Register(m.fences), r.Register(m.trips), r.Register(m.unlogged), r.Register(age), r.Register(depth))
 }
 
 func (m *metrics) begin(job *rivertype.JobRow) {

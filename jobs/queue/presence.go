@@ -133,7 +133,7 @@ type presence struct {
 	kick       chan struct{} // makes the next renewal due
 
 	mu      sync.Mutex
-	running map[int64]*attempt
+	running map[int64]*holding
 	ended   map[int64]time.Time // attempts that may have been named, and until when they still are
 	given   map[int64]time.Time // attempts to be handed back when the database answers, and when they were fetched
 	joined  time.Duration
@@ -144,7 +144,7 @@ type presence struct {
 	drained bool
 }
 
-type attempt struct {
+type holding struct {
 	begun  time.Time
 	cancel context.CancelCauseFunc
 	cause  error // why it was ended here: river.ErrJobCancelledRemotely, ErrSuperseded or ErrFenced
@@ -154,7 +154,7 @@ func newPresence(o Options, p Presence, metrics *metrics) *presence {
 	return &presence{
 		Presence: p, queues: o.Queues, pool: o.Pool, log: o.Logger, metrics: metrics, wake: cmp.Or(o.Wake, &Wake{}),
 		drainAsked: make(chan struct{}), kick: make(chan struct{}, 1),
-		running: make(map[int64]*attempt), ended: make(map[int64]time.Time), given: make(map[int64]time.Time),
+		running: make(map[int64]*holding), ended: make(map[int64]time.Time), given: make(map[int64]time.Time),
 	}
 }
 
@@ -163,7 +163,7 @@ func newPresence(o Options, p Presence, metrics *metrics) *presence {
 // which of these it was.
 func (p *presence) enter(ctx context.Context, row int64) (_ context.Context, release func() (cause error)) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	a := &attempt{begun: time.Now(), cancel: cancel}
+	a := &holding{begun: time.Now(), cancel: cancel}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fenced {
@@ -187,7 +187,7 @@ func (p *presence) enter(ctx context.Context, row int64) (_ context.Context, rel
 }
 
 // end ends the attempt's context. The first cause counts.
-func (a *attempt) end(cause error) {
+func (a *holding) end(cause error) {
 	if a.cause == nil {
 		a.cause = cause
 		a.cancel(cause)
@@ -452,10 +452,10 @@ func (p *presence) look(ctx context.Context) error {
 }
 
 // holding returns the attempts that are worth a question.
-func (p *presence) holding() map[int64]*attempt {
+func (p *presence) holding() map[int64]*holding {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	held := make(map[int64]*attempt)
+	held := make(map[int64]*holding)
 	for row, a := range p.running {
 		if a.cause == nil && time.Since(a.begun) >= cancelMinAge {
 			held[row] = a
@@ -466,7 +466,7 @@ func (p *presence) holding() map[int64]*attempt {
 
 // apply ends the attempts that must end. A row may have come back as another attempt since it was asked for: that one
 // is left alone.
-func (p *presence) apply(ctx context.Context, held map[int64]*attempt, found fates) {
+func (p *presence) apply(ctx context.Context, held map[int64]*holding, found fates) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, row := range found.Lost {

@@ -33,6 +33,8 @@ type FetchRequest struct {
 	// OnProgress, if not nil, is called about once a second and when something begins or ends, by one goroutine at a
 	// time and until Fetch returns. It must not block.
 	OnProgress func(Progress)
+	// OnWarning, if not nil, is called likewise with what yt-dlp warns of, fit for people: no path, no query of an address.
+	OnWarning func(string)
 }
 
 // Media is a fetched film.
@@ -120,7 +122,7 @@ func (r *Runner) fetchOnce(ctx context.Context, req FetchRequest, at target, fro
 
 	progress := &tracker{}
 	var file string
-	warned := r.warnings(ctx, at)
+	warned := r.warnings(ctx, at, req.Dir, req.OnWarning)
 	ended, err := r.run(running, invocation{
 		args: fetchArgs(r.opts, req.Profile, at, req.Dir, fromInfo, chosen), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network),
 		// yt-dlp prints downloads' progress on its output and post-processors' on its error output.

@@ -20,6 +20,8 @@ type ProbeRequest struct {
 	URL     string
 	Dir     string // where yt-dlp may leave temporary files; must exist
 	Network Network
+	// OnWarning, if not nil, is called with what yt-dlp warns of, as Fetch does.
+	OnWarning func(string)
 }
 
 // Probe is what is behind an address: one film, or a collection of at least two.
@@ -97,7 +99,7 @@ func (r *Runner) describe(ctx context.Context, req ProbeRequest, at target) (des
 	defer cancel(nil)
 	out := &limited{max: MaxInfoBytes, over: func() { cancel(errTooLarge) }}
 	ended, err := r.run(ctx, invocation{
-		args: probeArgs(r.opts, at), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network), stdout: out, stderr: r.warnings(ctx, at),
+		args: probeArgs(r.opts, at), dir: req.Dir, env: environment(r.opts, req.Dir, req.Network), stdout: out, stderr: r.warnings(ctx, at, req.Dir, req.OnWarning),
 	})
 	if err != nil {
 		return description{}, stopped(err, at)
@@ -120,14 +122,20 @@ func stopped(err error, at target) error {
 	return err
 }
 
-// warnings logs what yt-dlp warns of. Warnings explain errors to those who know yt-dlp; they are not kept.
-func (r *Runner) warnings(ctx context.Context, at target) func(string) bool {
+// warnings hands on what yt-dlp warns of, made fit for people, to told if there is one. They explain errors; they are not
+// kept with yt-dlp's error output.
+func (r *Runner) warnings(ctx context.Context, at target, dir string, told func(string)) func(string) bool {
 	return func(line string) bool {
 		warning, ok := strings.CutPrefix(line, "WARNING: ")
-		if ok {
-			r.log.DebugContext(ctx, "yt-dlp warns", slog.String("url_host", at.host), slog.String("warning", clean(warning, "", maxDetail)))
+		if !ok {
+			return false
 		}
-		return ok
+		warning = clean(warning, dir, maxDetail)
+		r.log.DebugContext(ctx, "yt-dlp warns", slog.String("url_host", at.host), slog.String("warning", warning))
+		if told != nil {
+			told(warning)
+		}
+		return true
 	}
 }
 
