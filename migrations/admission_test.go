@@ -119,3 +119,59 @@ func TestRiverIsMigratedBeforeAdmission(t *testing.T) {
 	require.Len(t, b.waits(t), n)
 	require.True(t, b.status(t).UpToDate())
 }
+
+// The triggers run as the owner of the tables, in the sessions of roles that own nothing: whatever such a session calls its
+// functions, operators and types, the triggers use their own.
+func TestTriggersLookNothingUpInTheCallersPath(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.up(t)
+	conn, err := b.pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	run := func(sql string) {
+		t.Helper()
+		_, err := conn.Exec(t.Context(), sql)
+		require.NoError(t, err, sql)
+	}
+	run(`CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO PUBLIC; GRANT USAGE ON SCHEMA evil TO PUBLIC`)
+	run(`CREATE FUNCTION evil.take() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'taken over'; END $$`)
+	trap := func(name, params, returns string) {
+		run(`CREATE FUNCTION evil.` + name + `(` + params + `) RETURNS ` + returns + ` LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'taken over by ` + name + `'; END $$`)
+	}
+	operator := func(symbol, name, left, right, returns string) {
+		trap(name, left+", "+right, returns)
+		run(`CREATE OPERATOR evil.` + symbol + ` (LEFTARG = ` + left + `, RIGHTARG = ` + right + `, FUNCTION = evil.` + name + `)`)
+	}
+	for _, of := range []string{"text", "bigint", "smallint", "jsonb", "timestamptz", "integer", "river.river_job_state"} {
+		operator("=", "equal", of, of, "boolean")
+		operator("<>", "unequal", of, of, "boolean")
+	}
+	operator("?", "has", "jsonb", "text", "boolean")
+	operator("->", "member", "jsonb", "text", "jsonb")
+	operator("->>", "member_text", "jsonb", "text", "text")
+	operator("~", "matches", "text", "text", "boolean")
+	operator("||", "joined", "text", "text", "text")
+	trap("now", "", "timestamptz")
+	trap("clock_timestamp", "", "timestamptz")
+	trap("md5", "text", "text")
+	trap("octet_length", "text", "integer")
+	trap("starts_with", "text, text", "boolean")
+	trap("jsonb_typeof", "jsonb", "text")
+	trap("jsonb_array_elements_text", "jsonb", "SETOF text")
+	trap("unnest", "text[]", "SETOF text")
+	trap("current_setting", "text, boolean", "text")
+	for _, name := range []string{"text", "timestamptz", "jsonb", "river_job_state"} {
+		run(`CREATE DOMAIN evil.` + name + ` AS pg_catalog.int4 CHECK (evil.take())`)
+	}
+
+	run(`SET ROLE medianest_river; SET search_path = evil, pg_catalog`)
+	run(`INSERT INTO river.river_job (id, args, kind, max_attempts, metadata) VALUES
+		(1, '{}', 'k', 1, '{"keys": ["host:a", "user:b"]}'), (2, '{}', 'k', 1, '{"public_id": "1"}'), (3, '{}', 'k', 1, '{}')`)
+	run(`UPDATE river.river_job SET priority = 2`)
+	run(`UPDATE river.river_job SET metadata = '{"keys": ["host:c"], "reason": "network", "reason_attempt": "0"}', state = 'running'`)
+	run(`UPDATE river.river_job SET state = 'completed', finalized_at = '2026-01-02T03:04:05Z', metadata = '{"superseded_by": 7}'`)
+	run(`UPDATE river.river_job SET state = 'available', finalized_at = NULL`)
+	run(`DELETE FROM river.river_job`)
+	run(`RESET ROLE; RESET search_path`)
+}

@@ -8,29 +8,22 @@ CREATE TRIGGER medianest_delete AFTER DELETE ON river.river_job
     REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION medianest.on_job_delete();
 
 -- Jobs with keys go through admission. For all others these triggers cost the look at a condition, and no call: what
--- names no keys is asked first.
+-- names no keys is asked first. Conditions are short, since each statement on the table has its copy of them: what else there is
+-- to ask is in the functions.
 CREATE TRIGGER medianest_gate_insert BEFORE INSERT ON river.river_job
     FOR EACH ROW WHEN (NEW.metadata ? 'keys' AND NEW.state = 'available') EXECUTE FUNCTION medianest.gate_job();
 CREATE TRIGGER medianest_gate_update BEFORE UPDATE OF state ON river.river_job
-    FOR EACH ROW WHEN (NEW.state = 'available' AND OLD.state IS DISTINCT FROM NEW.state AND NEW.metadata ? 'keys')
-    EXECUTE FUNCTION medianest.gate_job();
+    FOR EACH ROW WHEN (NEW.metadata ? 'keys' AND NEW.state = 'available') EXECUTE FUNCTION medianest.gate_job();
 CREATE TRIGGER medianest_note_insert AFTER INSERT ON river.river_job
     FOR EACH ROW WHEN (NEW.metadata ? 'keys') EXECUTE FUNCTION medianest.note_job();
--- A fetch (available to running) changes nothing that is kept. River's writes of progress change none of these.
 CREATE TRIGGER medianest_note_update AFTER UPDATE ON river.river_job
-    FOR EACH ROW WHEN ((NEW.metadata ? 'keys' OR OLD.metadata ? 'keys')
-        AND (OLD.state IS DISTINCT FROM NEW.state AND NOT (OLD.state = 'available' AND NEW.state = 'running')
-            OR OLD.metadata -> 'keys' IS DISTINCT FROM NEW.metadata -> 'keys'
-            OR OLD.queue IS DISTINCT FROM NEW.queue
-            OR NEW.state = 'pending' AND (OLD.priority, OLD.scheduled_at) IS DISTINCT FROM (NEW.priority, NEW.scheduled_at)))
-    EXECUTE FUNCTION medianest.note_job();
+    FOR EACH ROW WHEN (NEW.metadata ? 'keys' OR OLD.metadata ? 'keys') EXECUTE FUNCTION medianest.note_job();
 CREATE TRIGGER medianest_note_delete AFTER DELETE ON river.river_job
     FOR EACH ROW WHEN (OLD.metadata ? 'keys') EXECUTE FUNCTION medianest.note_job();
 
--- A final row whose job goes on as another stays final. Nearly every row that changes its state is not final, which is
--- asked first.
+-- A final row whose job goes on as another stays final. Nearly every row is not final, which is asked first.
 CREATE TRIGGER medianest_keep_superseded BEFORE UPDATE OF state ON river.river_job
-    FOR EACH ROW WHEN (OLD.finalized_at IS NOT NULL AND OLD.state IS DISTINCT FROM NEW.state AND OLD.metadata ? 'superseded_by')
+    FOR EACH ROW WHEN (OLD.finalized_at IS NOT NULL AND OLD.metadata ? 'superseded_by')
     EXECUTE FUNCTION medianest.keep_superseded();
 
 -- The pause of a queue is kept where River does not forget it.
