@@ -224,8 +224,8 @@ func listQuery(f DownloadFilter, limit int, closed gates) (downloadQuery, error)
 				where = append(where, "(p.state <> 'queued' OR "+limited+")")
 			}
 		}
-		where = append(where, "p.state = ANY(@states)")
-		q.args["states"] = states
+		// Written out, since by a parameter no index of some states could be used. They are from the list above.
+		where = append(where, "p.state IN ('"+strings.Join(states, "', '")+"')")
 	}
 	if f.ParentID == nil {
 		where = append(where, "p.parent_id IS NULL")

@@ -1,0 +1,1 @@
+DROP INDEX medianest.downloads_user_id_state_idx;
