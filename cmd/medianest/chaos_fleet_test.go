@@ -204,6 +204,7 @@ func startChaosFleet(t *testing.T, seed uint64, serves, works int, env ...string
 		m.start()
 	}
 	f.awaitReady()
+	unlimit(t, f.clients["admin"][0]) // the load is to fill the slots
 	return f
 }
 
