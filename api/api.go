@@ -26,7 +26,12 @@ import (
 
 // Store is what the API needs of package store.
 type Store interface {
-	Users
+	Identities
+	Sessions
+	SignIns
+	Tokens
+	People
+	AccessRules
 	Downloads
 	Jobs
 	Workers
@@ -55,6 +60,9 @@ type Stream interface {
 type Options struct {
 	// Store is the data. Required.
 	Store Store
+
+	// Keys sign sessions. Required.
+	Keys *store.Keyring
 
 	// Progress is merged into downloads and jobs. Without one they have none.
 	Progress ProgressSource
@@ -86,6 +94,9 @@ type Options struct {
 	// networks, where reverse proxies are.
 	TrustedProxies []string
 
+	// Now is the clock of sessions. Nil: the machine's.
+	Now func() time.Time
+
 	// Version is the build's, shown to people.
 	Version string
 
@@ -112,12 +123,17 @@ type API struct {
 	publicURL *url.URL
 	version   string
 	log       *slog.Logger
+	keys      *store.Keyring
+	now       func() time.Time
+
+	watchEvery time.Duration // of who reads a stream
 
 	router      *gin.Engine
 	huma        huma.API
-	operations  []*huma.Operation // in the order of router.go
+	operations  []*huma.Operation    // in the order of router.go
+	declared    map[string]described // by method and path
 	metrics     *metrics
-	throttle    *throttle
+	passwords   *passwords
 	crossOrigin *http.CrossOriginProtection
 	pages       *pages
 	quiet       map[string]bool // routes whose success is no news: probes
@@ -128,8 +144,8 @@ var trustedByDefault = []string{"127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.
 
 // New returns an API for the options.
 func New(o Options) (*API, error) {
-	if o.Store == nil || o.Stream == nil || o.Logger == nil || o.Registerer == nil {
-		return nil, errors.New("api: Store, Stream, Logger and Registerer are required")
+	if o.Store == nil || o.Stream == nil || o.Keys == nil || o.Logger == nil || o.Registerer == nil {
+		return nil, errors.New("api: Store, Stream, Keys, Logger and Registerer are required")
 	}
 	if o.BasePath != "" && (!strings.HasPrefix(o.BasePath, "/") || strings.HasSuffix(o.BasePath, "/")) {
 		return nil, fmt.Errorf("api: base path %q must begin with a slash and not end with one", o.BasePath)
@@ -137,7 +153,10 @@ func New(o Options) (*API, error) {
 	a := &API{
 		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI, onLimits: o.OnLimits, queues: o.Queues,
 		basePath: o.BasePath, version: o.Version, log: o.Logger,
-		throttle: newThrottle(time.Now), crossOrigin: http.NewCrossOriginProtection(),
+		keys: o.Keys, now: o.Now, watchEvery: watchEvery, declared: map[string]described{}, passwords: newPasswords(), crossOrigin: http.NewCrossOriginProtection(),
+	}
+	if a.now == nil {
+		a.now = time.Now
 	}
 	if a.onLimits == nil {
 		a.onLimits = func() {}

@@ -24,6 +24,8 @@ type Audit interface {
 	// BeginAudit writes down what is about to be done; EndAudit what came of it.
 	BeginAudit(ctx context.Context, e store.AuditEntry) (id int64, err error)
 	EndAudit(ctx context.Context, id int64, status int, detail map[string]any) error
+	// AddAudit writes down what has been done already.
+	AddAudit(ctx context.Context, e store.AuditEntry) error
 	// ListAudit returns a page, newest first, and the cursor of the next one, or "".
 	ListAudit(ctx context.Context, f store.AuditFilter) ([]store.AuditEntry, string, error)
 	// SupersededRows are those of River's rows whose jobs go on as other rows.
@@ -68,10 +70,23 @@ func note(ctx context.Context, name string, value any) {
 	s.notes[name] = value
 }
 
-// audited is the huma middleware, inside authenticated, of operations that change things. What an administrator does to
-// what is there is written down, also to his own: it need not be found out first whose it is.
+// noteEvent writes down what has been done, or refused, and is no secret to the one who did it: signing in and out, and
+// the like. It does not fail what has happened; an entry that cannot be written is a line in the log.
+func (a *API) noteEvent(ctx context.Context, c *gin.Context, e store.AuditEntry, status int) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
+	e.RequestID, e.Client, e.Status = RequestID(ctx), c.ClientIP(), &status
+	if err := a.store.AddAudit(ctx, e); err != nil {
+		a.log.ErrorContext(ctx, "not written into the audit", slog.String("action", e.Action), slog.Int("status", status),
+			slog.String("request_id", e.RequestID), slog.Any("err", err))
+	}
+}
+
+// audited is the huma middleware, inside permitted, of operations that change things. What is done with a scope that goes
+// beyond one's own things is written down, and what those who may act on others' do to what is there, also to their own: it
+// need not be found out first whose it is.
 func (a *API) audited(ctx huma.Context, next func(huma.Context)) {
-	if !scopeOf(ctx.Context()).identity.User.IsAdmin() {
+	if s := scopeOf(ctx.Context()); ownScopes[s.need] && !s.identity.has(ScopeOthersWrite) {
 		next(ctx)
 		return
 	}
@@ -171,8 +186,8 @@ type AuditList struct {
 }
 
 var listAudit = described{
-	id: "list-audit", tag: tagUsers, summary: "List what administrators did", admin: true,
-	text:     "Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year. For admins only.",
+	id: "list-audit", scope: ScopeAuditRead, tag: tagUsers, summary: "List what administrators did",
+	text:     "Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.",
 	problems: []Code{CodeValidationFailed},
 }
 

@@ -34,9 +34,9 @@ type BreakerList struct {
 }
 
 var listBreakers = described{
-	id: "list-breakers", tag: tagLimits, summary: "List breakers", admin: true,
+	id: "list-breakers", scope: ScopeQueueRead, tag: tagLimits, summary: "List breakers",
 	text: "The sites that asked for less and are left alone, by key. A breaker is here from when it trips until it closes.\n\n" +
-		"A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt. For admins only.",
+		"A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -57,8 +57,8 @@ func (a *API) handleListBreakers(ctx context.Context, input *listBreakersInput) 
 }
 
 var resetBreaker = described{
-	id: "reset-breaker", tag: tagLimits, summary: "Reset a breaker", admin: true,
-	text:     "Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again. For admins only.",
+	id: "reset-breaker", scope: ScopeQueueWrite, tag: tagLimits, summary: "Reset a breaker",
+	text:     "Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 

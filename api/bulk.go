@@ -58,9 +58,9 @@ type BulkResult struct {
 }
 
 var bulkJobs = described{
-	id: "bulk-jobs", tag: tagJobs, summary: "Cancel, retry or delete many jobs", admin: true,
+	id: "bulk-jobs", scope: ScopeQueueWrite, tag: tagJobs, summary: "Cancel, retry or delete many jobs",
 	text: "Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.\n\n" +
-		"The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.",
+		"The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.",
 	problems: []Code{CodeValidationFailed},
 }
 

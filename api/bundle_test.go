@@ -84,15 +84,16 @@ func newBundle(t testing.TB) *bundle {
 
 func (b *bundle) build(s api.Store, change ...func(*bundle, *api.Options)) {
 	b.t.Helper()
+	keys, err := store.ParseKeyring("test:" + strings.Repeat("A", 43) + "=")
+	require.NoError(b.t, err)
 	options := api.Options{
-		Store: s, Progress: b.progress, Stream: b.stream, Version: "v0.0.0-test",
+		Keys: keys, Store: s, Progress: b.progress, Stream: b.stream, Version: "v0.0.0-test",
 		Logger:     slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Registerer: b.registry,
 	}
 	for _, c := range change {
 		c(b, &options)
 	}
-	var err error
 	b.api, err = api.New(options)
 	require.NoError(b.t, err)
 }
@@ -308,12 +309,18 @@ type fakeStream struct {
 	mu   sync.Mutex
 	last stream.Subscription
 	err  error
+	open chan struct{} // nil: streams end at once; else it is closed when one is open, which ends with its request
 }
 
-func (f *fakeStream) Serve(w http.ResponseWriter, _ *http.Request, s stream.Subscription) error {
+func (f *fakeStream) Serve(w http.ResponseWriter, r *http.Request, s stream.Subscription) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = s
+	if f.open != nil {
+		close(f.open)
+		<-r.Context().Done()
+		return nil
+	}
 	if f.err != nil {
 		return f.err
 	}

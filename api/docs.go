@@ -84,7 +84,7 @@ type docsPage struct {
 }
 
 func (a *API) handleDocs(c *gin.Context) {
-	a.recognise(c.Request)
+	a.recognise(c)
 	a.renderPage(c, http.StatusOK, "docs.html", docsPage{a.pages.docs, a.server(c.Request)})
 }
 

@@ -21,6 +21,7 @@ const (
 	tagLimits    = "Limits"
 	tagSchedules = "Schedules"
 	tagUsers     = "Users"
+	tagAuth      = "Sessions"
 	tagHealth    = "Health"
 )
 
@@ -37,7 +38,7 @@ func (a *API) document() huma.Config {
 				Title:   "MediaNest",
 				Version: apiVersion,
 				Description: "Downloads media for a household or a community, as jobs that are never lost.\n\n" +
-					"Requests carry a token: `Authorization: Bearer mn_…`. Bodies are JSON in `snake_case`; times are RFC 3339 in UTC; sizes are in bytes and durations in seconds, and are named so. Clients should ignore fields that they do not know.\n\n" +
+					"Requests carry a token: `Authorization: Bearer mn_…`; browsers may sign in instead. Each operation needs a scope; a role is a set of them, and a token may carry less. Bodies are JSON in `snake_case`; times are RFC 3339 in UTC; sizes are in bytes and durations in seconds, and are named so. Clients should ignore fields that they do not know.\n\n" +
 					"Lists come in pages: `next_cursor` asks for the next one. Errors are problem documents (RFC 9457): `code` says what kind of problem it is and never changes meaning; `request_id` finds the request in the server's log.",
 				License: &huma.License{Name: "MIT", URL: "https://opensource.org/license/mit"},
 			},
@@ -46,7 +47,7 @@ func (a *API) document() huma.Config {
 				Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
 				SecuritySchemes: map[string]*huma.SecurityScheme{
 					"bearer": {Type: "http", Scheme: "bearer", Description: "An API token, in the header Authorization: Bearer."},
-					"cookie": {Type: "apiKey", In: "cookie", Name: cookieName, Description: "Set by the form at /login, for browsers."},
+					"cookie": {Type: "apiKey", In: "cookie", Name: sessionCookie, Description: "Set by signing in, for browsers. What changes something needs the header X-CSRF-Token besides."},
 				},
 			},
 			OnAddOperation: []huma.AddOpFunc{func(_ *huma.OpenAPI, op *huma.Operation) { a.operations = append(a.operations, op) }},
@@ -57,7 +58,8 @@ func (a *API) document() huma.Config {
 				{Name: tagWorkers, Description: "The processes that do it."},
 				{Name: tagLimits, Description: "How much of it is done at a time, and how fast."},
 				{Name: tagSchedules, Description: "What is done again and again."},
-				{Name: tagUsers, Description: "Who uses the platform."},
+				{Name: tagUsers, Description: "Who uses the platform, and what they may do."},
+				{Name: tagAuth, Description: "Sessions of browsers. Programs need none: they send a token with each request."},
 				{Name: tagHealth, Description: "For probes and load balancers. These need no token."},
 			},
 		},

@@ -109,7 +109,7 @@ const maxLimit = 200
 type downloadOutput struct{ Body Download }
 
 var createDownload = described{
-	id: "create-download", tag: tagDownloads, summary: "Download something", status: http.StatusAccepted,
+	id: "create-download", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Download something", status: http.StatusAccepted,
 	text: "Keeps the wish and puts it into the queue; both or, if anything goes wrong, neither. What becomes of it is on the event stream, and in the download itself.\n\n" +
 		"Who wishes for the same again while that is under way gets the same download, with status 200. With an `Idempotency-Key` the very same request can be sent any number of times and makes one download; a key is remembered for at least a day.\n\n" +
 		"An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.",
@@ -162,7 +162,7 @@ func fingerprint(body DownloadRequest) [32]byte {
 }
 
 var listDownloads = described{
-	id: "list-downloads", tag: tagDownloads, summary: "List downloads",
+	id: "list-downloads", scope: ScopeDownloadsRead, tag: tagDownloads, summary: "List downloads",
 	text:     "Newest first, your own; an admin sees everybody's. Without `parent_id` the list holds what was asked for and leaves out the items of collections; with it, a collection's items in their order.",
 	problems: []Code{CodeValidationFailed},
 }
@@ -200,7 +200,7 @@ func (a *API) handleListDownloads(ctx context.Context, input *listDownloadsInput
 }
 
 var findDownload = described{
-	id: "find-download", tag: tagDownloads, summary: "Show a download",
+	id: "find-download", scope: ScopeDownloadsRead, tag: tagDownloads, summary: "Show a download",
 	text:     "With its progress while it runs, its files once it is completed, and why it failed if it did. A collection tells how many of its items are in which state.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
@@ -218,7 +218,7 @@ func (a *API) handleFindDownload(ctx context.Context, input *downloadInput) (*do
 }
 
 var cancelDownload = described{
-	id: "cancel-download", tag: tagDownloads, summary: "Cancel a download",
+	id: "cancel-download", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Cancel a download",
 	text:     "Ends it, and with a collection its items. It is yours alone: if others wish for the same, it goes on for them; otherwise the worker is stopped within two seconds.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -232,7 +232,7 @@ func (a *API) handleCancelDownload(ctx context.Context, input *downloadInput) (*
 }
 
 var retryDownload = described{
-	id: "retry-download", tag: tagDownloads, summary: "Try a download again", status: http.StatusAccepted,
+	id: "retry-download", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Try a download again", status: http.StatusAccepted,
 	text:     "Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -246,7 +246,7 @@ func (a *API) handleRetryDownload(ctx context.Context, input *downloadInput) (*d
 }
 
 var retryFailed = described{
-	id: "retry-failed-items", tag: tagDownloads, summary: "Try a collection's failed items again", status: http.StatusAccepted,
+	id: "retry-failed-items", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Try a collection's failed items again", status: http.StatusAccepted,
 	text:     "Puts the items that failed into the queue again, also while others run. The page is not read again.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -259,7 +259,7 @@ func (a *API) handleRetryFailed(ctx context.Context, input *downloadInput) (*dow
 }
 
 var downloadNow = described{
-	id: "download-now", tag: tagDownloads, summary: "Download it next",
+	id: "download-now", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Download it next",
 	text:     "Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -274,7 +274,7 @@ func (a *API) handleDownloadNow(ctx context.Context, input *downloadInput) (*dow
 }
 
 var deleteDownload = described{
-	id: "delete-download", tag: tagDownloads, summary: "Delete a download and its files",
+	id: "delete-download", scope: ScopeDownloadsWrite, tag: tagDownloads, summary: "Delete a download and its files",
 	text:     "Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }

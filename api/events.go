@@ -18,7 +18,7 @@ import (
 )
 
 var streamEvents = described{
-	id: "stream-events", tag: tagEvents, summary: "Follow what happens", streams: true,
+	id: "stream-events", scope: ScopeEventsRead, tag: tagEvents, summary: "Follow what happens", streams: true,
 	text: "A stream of server-sent events (`text/event-stream`): every change of state of every job and download that you may see, exactly once and in order, and the progress of running jobs. An admin sees everybody's, and which workers come and go.\n\n" +
 		"`job.state`: a job changed its state; `subject` names your download that it is for. A job whose worker was lost goes from `running` back to `available`, under the same id.\n\n" +
 		"    id: 5e1c9a3b7f20.90317.4\n" +
@@ -27,7 +27,7 @@ var streamEvents = described{
 		"`download.state`: a download changed its state, which tells of a cancel or a collection's end as well.\n\n" +
 		"    event: download.state\n" +
 		"    data: {\"download_id\":\"0199aa3e-…\",\"job_id\":\"42\",\"state\":\"running\",\"previous_state\":\"queued\",\"at\":\"2026-01-02T03:04:05.690Z\"}\n\n" +
-		"`worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.\n\n" +
+		"`worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long.\n\n" +
 		"    event: worker.lost\n" +
 		"    data: {\"worker_id\":\"nas-7f3a\",\"mode\":\"work\",\"host\":\"nas\",\"at\":\"2026-01-02T03:04:05.678Z\"}\n\n" +
 		"`job.progress`: how far a running job is, about once a second. It has no id and is not repeated.\n\n" +
@@ -47,6 +47,7 @@ type eventsInput struct {
 	State       []string `query:"state,explode" nullable:"false" maxItems:"100" doc:"Only changes to these states, of jobs or downloads."`
 	JobID       []string `query:"job_id,explode" nullable:"false" maxItems:"100" doc:"Only these jobs."`
 	DownloadID  []string `query:"download_id,explode" nullable:"false" maxItems:"100" doc:"Only these downloads, the items of these collections, and their jobs."`
+	Ticket      string   `query:"ticket" maxLength:"256" doc:"In place of a token: see POST /events/ticket. It is good once."`
 	LastEventID string   `query:"last_event_id" maxLength:"256" doc:"Go on after this event; for those who cannot set the header."`
 	Header      string   `header:"Last-Event-ID" maxLength:"256" hidden:"true"` // told in the text: generators trip over two of a name
 }
@@ -64,12 +65,37 @@ func (a *API) handleEvents(ctx context.Context, input *eventsInput) (*eventsOutp
 	}
 	return &eventsOutput{func(hc huma.Context) {
 		c := humagin.Unwrap(hc)
+		who, r := scopeOf(ctx).identity, c.Request
+		watched, stop := context.WithCancel(r.Context())
+		defer stop()
+		go a.watch(watched, who, stop)
+		c.Request = r.WithContext(watched)
 		if err := a.stream.Serve(c.Writer, c.Request, subscription); err != nil {
 			a.writeProblem(c, streamProblem(ctx, err))
 			return
 		}
 		scopeOf(ctx).streamed = true
 	}}, nil
+}
+
+// watchEvery is how often it is looked whether the reader of a stream may still read it.
+const watchEvery = 15 * time.Second
+
+// watch ends a stream when its reader is not let in any more, or may see less or more than before.
+func (a *API) watch(ctx context.Context, who *identity, end func()) {
+	ticker := time.NewTicker(a.watchEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if !a.stillCounts(ctx, who, ScopeEventsRead) {
+				end()
+				return
+			}
+		}
+	}
 }
 
 // streamRetry is when a user who has too many streams may try again.

@@ -4,34 +4,41 @@ import (
 	"time"
 
 	"github.com/gin-gonic/gin"
+	"github.com/google/uuid"
 )
 
 // Routes are all routes, for tests that walk them.
 func (a *API) Routes() gin.RoutesInfo { return a.router.Routes() }
 
-// Throttle is for tests of the clock.
-type Throttle = throttle
+// Network is what one party has at its disposal.
+func Network(address string) string { return network(address).String() }
 
-// NewThrottle returns a throttle with a clock of the test's.
-func NewThrottle(now func() time.Time) *Throttle { return newThrottle(now) }
+// WatchEvery sets how often it is looked whether a stream's reader may still read.
+func (a *API) WatchEvery(d time.Duration) { a.watchEvery = d }
 
-// Wait and the others call what handlers call.
-func (t *throttle) Wait(address string) time.Duration { return t.wait(address) }
+// HashPassword and PasswordMatches are for users of tests.
+func HashPassword(password string) (string, error) { return hashPassword(password), nil }
 
-// Failed counts a failure.
-func (t *throttle) Failed(address string) { t.failed(address) }
+// PasswordMatches checks one.
+func PasswordMatches(password, hash string) bool { return passwordMatches(password, hash) }
 
-// Succeeded forgets failures.
-func (t *throttle) Succeeded(address string) { t.succeeded(address) }
+// SignSession is what the cookie of a session holds.
+func (a *API) SignSession(id uuid.UUID) string { return a.signSession(id, a.now()) }
 
-// Size is how many networks are remembered.
-func (t *throttle) Size() int { return len(t.failures) }
+// RoleScopes are what each role may do; AllScopes all there are.
+func RoleScopes(role string) []Scope { return roleScopes[role] }
+
+// AllScopes are all there are.
+func AllScopes() []Scope { return allScopes }
+
+// ScopeOf is the scope that an operation declares, "" if it is public, by method and path.
+func (a *API) ScopeOf(method, path string) (scope Scope, public, found bool) {
+	d, found := a.declared[method+" "+path]
+	return d.scope, d.public, found
+}
 
 // LocalPath is where the sign-in form may lead.
 func (a *API) LocalPath(next string) string { return a.localPath(next) }
-
-// MaxThrottledNets bounds Size.
-const MaxThrottledNets = maxThrottledNets
 
 // MaxBodyBytes is the largest body.
 const MaxBodyBytes = maxBodyBytes

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,9 +29,135 @@ func (f *fakeStore) fail(ctx context.Context) error {
 	return f.err
 }
 
-func (f *fakeStore) FindUserByToken(context.Context, [32]byte) (store.User, store.Token, error) {
-	return f.user, store.Token{}, f.userErr
+func (f *fakeStore) IdentifyToken(context.Context, [32]byte) (store.Identity, error) {
+	user := f.user
+	if user.Role == "" {
+		user.Role = store.UserAdmin
+	}
+	return store.Identity{User: user, Token: &store.Token{}}, f.userErr
 }
+
+func (f *fakeStore) IdentifySession(context.Context, uuid.UUID) (store.Identity, error) {
+	return store.Identity{User: f.user, Session: &store.Session{}}, f.userErr
+}
+
+func (f *fakeStore) IdentifyCode(context.Context, store.OneTime) (store.Identity, error) {
+	return store.Identity{User: f.user, Token: &store.Token{}}, f.userErr
+}
+
+func (f *fakeStore) CreateSession(ctx context.Context, _ store.NewSession) (store.Session, error) {
+	return store.Session{}, f.fail(ctx)
+}
+
+func (f *fakeStore) RenewSession(ctx context.Context, _, _ [32]byte) (store.Renewal, error) {
+	return store.Renewal{}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListSessions(ctx context.Context, _ uuid.UUID) ([]store.Session, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) RevokeSession(ctx context.Context, _, _ uuid.UUID, _ string) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) RevokeSessions(ctx context.Context, _ uuid.UUID, _ *uuid.UUID, _ string) (int64, error) {
+	return 0, f.fail(ctx)
+}
+
+func (f *fakeStore) SignInWait(ctx context.Context, _ ...string) (time.Duration, error) {
+	return 0, f.fail(ctx)
+}
+
+func (f *fakeStore) SignInFailed(ctx context.Context, _ ...string) error { return f.fail(ctx) }
+
+func (f *fakeStore) SignInSucceeded(ctx context.Context, _ ...string) error { return f.fail(ctx) }
+
+func (f *fakeStore) FindPassword(ctx context.Context, _ string) (store.User, string, error) {
+	return store.User{}, "", f.fail(ctx)
+}
+
+func (f *fakeStore) SetPassword(ctx context.Context, _ uuid.UUID, _ string, _ *uuid.UUID) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) ReplacePasswordHash(ctx context.Context, _ uuid.UUID, _, _ string) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) AddOneTime(ctx context.Context, _ [32]byte, _ store.OneTime) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) ReplaceOneTime(ctx context.Context, _ [32]byte, _ store.OneTime) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) PeekOneTime(ctx context.Context, _ [32]byte, _ string) (store.OneTime, error) {
+	return store.OneTime{}, f.fail(ctx)
+}
+
+func (f *fakeStore) TakeOneTime(ctx context.Context, _ [32]byte, _ string) (store.OneTime, error) {
+	return store.OneTime{}, f.fail(ctx)
+}
+
+func (f *fakeStore) CreateToken(ctx context.Context, _ store.NewToken) (store.Token, error) {
+	return store.Token{}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListTokens(ctx context.Context, _ uuid.UUID) ([]store.Token, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) RevokeToken(ctx context.Context, _ uuid.UUID, _ store.Viewer) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) FindUser(ctx context.Context, id uuid.UUID) (store.User, error) {
+	return store.User{ID: id}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListUsers(ctx context.Context, _ string, _ int) ([]store.User, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) CreateUser(ctx context.Context, _ store.NewUser) (store.User, error) {
+	return store.User{}, f.fail(ctx)
+}
+
+func (f *fakeStore) UpdateUser(ctx context.Context, _ uuid.UUID, _ store.UserChange) (store.User, error) {
+	return store.User{}, f.fail(ctx)
+}
+
+func (f *fakeStore) EraseUser(ctx context.Context, _ uuid.UUID) error { return f.fail(ctx) }
+
+func (f *fakeStore) ExportUser(ctx context.Context, _ uuid.UUID, _ func(json.RawMessage) error) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) FindUsage(ctx context.Context, _ uuid.UUID) (store.Usage, store.Quota, error) {
+	return store.Usage{}, store.Quota{}, f.fail(ctx)
+}
+
+func (f *fakeStore) RoleQuotas(ctx context.Context) (map[string]store.Quota, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) SetRoleQuota(ctx context.Context, _ string, _ store.Quota) error {
+	return f.fail(ctx)
+}
+
+func (f *fakeStore) ListAccessRules(ctx context.Context) ([]store.AccessRule, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f *fakeStore) SetAccessRule(ctx context.Context, r store.AccessRule, _ store.RuleSetter) (store.AccessRule, error) {
+	return r, f.fail(ctx)
+}
+
+func (f *fakeStore) DeleteAccessRule(ctx context.Context, _ string) error { return f.fail(ctx) }
+
+func (f *fakeStore) AddAudit(ctx context.Context, _ store.AuditEntry) error { return f.fail(ctx) }
 
 func (f *fakeStore) CreateDownload(ctx context.Context, _ store.NewDownload) (store.Download, bool, error) {
 	return store.Download{}, true, f.fail(ctx)

@@ -81,7 +81,7 @@ func parseJobID(text string) (int64, error) {
 }
 
 var listJobs = described{
-	id: "list-jobs", tag: tagJobs, summary: "List jobs",
+	id: "list-jobs", scope: ScopeJobsRead, tag: tagJobs, summary: "List jobs",
 	text:     "Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.",
 	problems: []Code{CodeValidationFailed},
 }
@@ -113,7 +113,7 @@ func (a *API) handleListJobs(ctx context.Context, input *listJobsInput) (*listJo
 }
 
 var findJob = described{
-	id: "find-job", tag: tagJobs, summary: "Show a job",
+	id: "find-job", scope: ScopeJobsRead, tag: tagJobs, summary: "Show a job",
 	text:     "With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
@@ -148,7 +148,7 @@ type AttemptList struct {
 }
 
 var listAttempts = described{
-	id: "list-attempts", tag: tagJobs, summary: "List a job's attempts",
+	id: "list-attempts", scope: ScopeJobsRead, tag: tagJobs, summary: "List a job's attempts",
 	text:     "What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
@@ -186,7 +186,7 @@ type JobLog struct {
 }
 
 var tailLog = described{
-	id: "tail-job-log", tag: tagJobs, summary: "Read a job's log",
+	id: "tail-job-log", scope: ScopeJobsRead, tag: tagJobs, summary: "Read a job's log",
 	text:     "What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
@@ -219,7 +219,7 @@ func (a *API) handleTailLog(ctx context.Context, input *tailLogInput) (*tailLogO
 }
 
 var cancelJob = described{
-	id: "cancel-job", tag: tagJobs, summary: "Cancel a job", status: http.StatusAccepted,
+	id: "cancel-job", scope: ScopeJobsWrite, tag: tagJobs, summary: "Cancel a job", status: http.StatusAccepted,
 	text:     "Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -237,7 +237,7 @@ func (a *API) handleCancelJob(ctx context.Context, input *jobInput) (*jobOutput,
 }
 
 var retryJob = described{
-	id: "retry-job", tag: tagJobs, summary: "Try a job again", status: http.StatusAccepted,
+	id: "retry-job", scope: ScopeJobsWrite, tag: tagJobs, summary: "Try a job again", status: http.StatusAccepted,
 	text:     "Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
@@ -255,8 +255,8 @@ func (a *API) handleRetryJob(ctx context.Context, input *jobInput) (*jobOutput, 
 }
 
 var setJobPriority = described{
-	id: "set-job-priority", tag: tagJobs, summary: "Change a job's priority", admin: true,
-	text:     "Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.",
+	id: "set-job-priority", scope: ScopeQueueWrite, tag: tagJobs, summary: "Change a job's priority",
+	text:     "Moves a job that waits in the line; one that runs keeps the priority for its next attempt.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
 

@@ -88,8 +88,8 @@ type limitInput struct {
 type limitOutput struct{ Body Limit }
 
 var listLimits = described{
-	id: "list-limits", tag: tagLimits, summary: "List limits", admin: true,
-	text:     "What is allowed of the things that jobs share, by key. A new platform has some. For admins only.",
+	id: "list-limits", scope: ScopeQueueRead, tag: tagLimits, summary: "List limits",
+	text:     "What is allowed of the things that jobs share, by key. A new platform has some.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -110,8 +110,8 @@ func (a *API) handleListLimits(ctx context.Context, input *listLimitsInput) (*li
 }
 
 var findLimit = described{
-	id: "find-limit", tag: tagLimits, summary: "Show a limit", admin: true,
-	text:     "The key's own. One that it has by its form is found under that: `host:*`. For admins only.",
+	id: "find-limit", scope: ScopeQueueRead, tag: tagLimits, summary: "Show a limit",
+	text:     "The key's own. One that it has by its form is found under that: `host:*`.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 
@@ -124,10 +124,10 @@ func (a *API) handleFindLimit(ctx context.Context, input *limitInput) (*limitOut
 }
 
 var setLimit = described{
-	id: "set-limit", tag: tagLimits, summary: "Set a limit", admin: true,
+	id: "set-limit", scope: ScopeQueueWrite, tag: tagLimits, summary: "Set a limit",
 	text: "Sets all of it, whether there was one or not. It is in force when the answer comes, in the whole fleet and for what waits already: no job is admitted against it. What runs goes on.\n\n" +
 		"A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.\n\n" +
-		"Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.",
+		"Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -155,8 +155,8 @@ func (a *API) handleSetLimit(ctx context.Context, input *setLimitInput) (*limitO
 }
 
 var deleteLimit = described{
-	id: "delete-limit", tag: tagLimits, summary: "Delete a limit", admin: true,
-	text:     "What waited for it begins at once, unless its form or another key has a limit. For admins only.",
+	id: "delete-limit", scope: ScopeQueueWrite, tag: tagLimits, summary: "Delete a limit",
+	text:     "What waited for it begins at once, unless its form or another key has a limit.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 

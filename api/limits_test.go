@@ -2,7 +2,6 @@ package api_test
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -137,27 +136,6 @@ func TestLimitsThatAreRefused(t *testing.T) {
 		b.putLimit(key, `{"max_running":1}`)
 	}
 	require.Len(t, b.limits("").Items, 6)
-}
-
-func TestLimitsAreForAdmins(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	b.putLimit("host:*", `{"max_running":1}`)
-	walked := 0
-	for _, route := range b.api.Routes() {
-		if !strings.HasPrefix(route.Path, limitsPath) {
-			continue
-		}
-		walked++
-		for _, role := range []string{store.UserManager, store.UserMember, store.UserViewer} {
-			p := b.person(fmt.Sprint(role, walked), role)
-			path := strings.ReplaceAll(route.Path, ":key", "host:*")
-			a := b.do(request{method: route.Method, path: path, token: p.token, body: `{}`})
-			a.problem(http.StatusForbidden, api.CodeForbidden)
-		}
-	}
-	require.Equal(t, 4, walked, "list, find, set, delete")
-	require.Equal(t, 1, *b.limits("").Items[0].MaxRunning)
 }
 
 // admission decides in the test's database, as that of each process does, until the test's end. A worker has slots for

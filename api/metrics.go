@@ -34,7 +34,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}),
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "medianest_http_sign_ins_total",
-			Help: "Attempts to sign in by the form, by result: ok, refused, or slowed_down.",
+			Help: "Attempts to sign in, by result: ok, refused, slowed_down, or reused for a refresh token that came again.",
 		}, []string{"result"}),
 	}
 	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.signIns} {

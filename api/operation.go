@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+
+	"medianest/store"
 )
 
 // requestTimeout is how long an operation may take. Streams are exempt.
@@ -26,8 +27,8 @@ type described struct {
 	status   int    // of success; default 200, or 204 without a body
 	also     map[int]string
 	problems []Code // besides those that every operation of its kind can have
-	public   bool   // needs no token
-	admin    bool   // is refused to all but administrators
+	public   bool   // anybody may ask: it needs no token
+	scope    Scope  // that it needs, unless it is public
 	streams  bool   // ends when the client leaves
 }
 
@@ -47,20 +48,22 @@ func operation[I, O any](a *API, method, path string, d described, handler func(
 		RejectUnknownQueryParameters: !d.public,
 		Responses:                    map[string]*huma.Response{},
 	}
-	codes, common := slices.Clone(d.problems), []Code{CodeInternal}
+	if d.public == (d.scope != "") {
+		panic("api: " + d.id + " must be public or say which scope it needs")
+	}
+	a.declared[method+" "+path] = d
+	codes, common := slices.Clone(d.problems), []Code{CodeInternal, CodeTimeout, CodeUnavailable}
 	if !d.public {
+		op.Description = strings.TrimSpace(d.text + "\n\nNeeds the scope `" + string(d.scope) + "`" + rolesWith(d.scope) + ".")
 		op.Security = []map[string][]string{{"bearer": {}}, {"cookie": {}}}
-		op.Middlewares = append(op.Middlewares, a.authenticated)
-		common = append(common, CodeUnauthenticated, CodeTimeout, CodeUnavailable)
-	}
-	if d.admin {
-		op.Middlewares = append(op.Middlewares, a.administrators)
+		op.Middlewares = append(op.Middlewares, a.permitted(d.scope))
 		codes = append(codes, CodeForbidden)
-	}
-	if method != http.MethodGet {
-		common = append(common, CodeCrossSite)
-		if d.admin || strings.Contains(path, "{id}") {
-			op.Middlewares = append(op.Middlewares, a.audited)
+		common = append(common, CodeUnauthenticated, CodeSessionEnded)
+		if !isSafe(method) {
+			common = append(common, CodeCrossSite, CodeCSRF)
+			if !ownScopes[d.scope] || strings.Contains(path, "{id}") {
+				op.Middlewares = append(op.Middlewares, a.audited)
+			}
 		}
 	}
 	if hasBody[I]() {
@@ -116,22 +119,35 @@ func (a *API) describeProblems(op *huma.Operation, codes, common []Code) {
 	}
 }
 
-// authenticated is the huma middleware of operations that need a user.
-func (a *API) authenticated(ctx huma.Context, next func(huma.Context)) {
-	if _, err := a.requireUser(humagin.Unwrap(ctx).Request); err != nil {
-		a.refuse(ctx, problemOf(ctx.Context(), err))
-		return
+// permitted is the huma middleware of operations that need a scope.
+func (a *API) permitted(need Scope) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		who, err := a.requireUser(humagin.Unwrap(ctx))
+		if err != nil {
+			a.refuse(ctx, problemOf(ctx.Context(), err))
+			return
+		}
+		scopeOf(ctx.Context()).need = need
+		if p := who.permit(need); p != nil {
+			a.refuse(ctx, p)
+			return
+		}
+		next(ctx)
 	}
-	next(ctx)
 }
 
-// administrators is the huma middleware, inside authenticated, of operations for admins.
-func (a *API) administrators(ctx huma.Context, next func(huma.Context)) {
-	if !scopeOf(ctx.Context()).identity.User.IsAdmin() {
-		a.refuse(ctx, newProblem(CodeForbidden, ""))
-		return
+// rolesWith names the roles that have a scope, for the documentation.
+func rolesWith(need Scope) string {
+	var with []string
+	for _, role := range store.Roles {
+		if slices.Contains(roleScopes[role], need) {
+			with = append(with, role)
+		}
 	}
-	next(ctx)
+	if len(with) == len(store.Roles) {
+		return ", which every role has"
+	}
+	return ", which " + strings.Join(with, ", ") + " have"
 }
 
 // refuse answers with a problem before huma has begun to.

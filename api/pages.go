@@ -48,7 +48,7 @@ func newPages(a *API) (*pages, error) {
 		},
 		"text": prose,
 	}
-	for _, name := range []string{"root.html", "login.html", "problem.html", "docs.html"} {
+	for _, name := range []string{"root.html", "login.html", "invitation.html", "problem.html", "docs.html"} {
 		t, err := template.New(name).Funcs(functions).ParseFS(pageFiles, "page/layout.html", "page/"+name)
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)
@@ -64,17 +64,21 @@ func newPages(a *API) (*pages, error) {
 type pageView struct {
 	Base    string // what paths begin with
 	Version string
-	User    *User // who is signed in
-	Admin   bool
-	River   bool // there is River UI
+	User    *User  // who is signed in
+	CSRF    string // for forms of who is signed in
+	Others  bool   // sees what is others', too
+	River   bool   // may see River UI
 	Page    any
 }
 
 // renderPage answers with a page.
 func (a *API) renderPage(c *gin.Context, status int, name string, page any) {
-	view := pageView{Base: a.basePath, Version: a.version, River: a.riverUI != nil, Page: page}
+	view := pageView{Base: a.basePath, Version: a.version, Page: page}
 	if who := scopeOf(c.Request.Context()).identity; who != nil {
-		view.User, view.Admin = presentUser(who.User), who.User.IsAdmin()
+		view.User, view.Others, view.River = presentUser(who.User), who.has(ScopeOthersRead), a.riverUI != nil && who.has(ScopeRiver)
+		if who.Session != nil {
+			view.CSRF = a.csrfToken(who.Session.ID)
+		}
 	}
 	var body bytes.Buffer
 	if err := a.pages.templates[name].ExecuteTemplate(&body, "layout", view); err != nil {
@@ -85,8 +89,8 @@ func (a *API) renderPage(c *gin.Context, status int, name string, page any) {
 }
 
 // recognise finds who looks at a page that needs no user. Who cannot be found is shown the page of a stranger.
-func (a *API) recognise(r *http.Request) {
-	_, _ = a.authenticate(r) //nolint:errcheck // see above; a database that is away shows on the page itself
+func (a *API) recognise(c *gin.Context) {
+	_, _ = a.authenticate(c) //nolint:errcheck // see above; a database that is away shows on the page itself
 }
 
 // wantsPage reports whether a browser asks for a page, rather than a program for data.
@@ -112,7 +116,7 @@ type rootPage struct {
 
 // handleRoot shows what there is and who is signed in.
 func (a *API) handleRoot(c *gin.Context) {
-	a.recognise(c.Request)
+	a.recognise(c)
 	a.renderPage(c, http.StatusOK, "root.html", rootPage{Health: a.health.look(c.Request.Context()), Server: a.server(c.Request)})
 }
 

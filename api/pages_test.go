@@ -103,7 +103,7 @@ func TestDocsAreComplete(t *testing.T) {
 		if !strings.HasPrefix(route.Path, "/api/") {
 			continue
 		}
-		path := strings.NewReplacer(":id", "{id}", ":key", "{key}").Replace(route.Path)
+		path := pathParameter.ReplaceAllString(route.Path, "{$1}")
 		require.Contains(t, document.Paths[path], strings.ToLower(route.Method), path)
 	}
 }

@@ -36,8 +36,8 @@ type PauseList struct {
 }
 
 var listPauses = described{
-	id: "list-pauses", tag: tagLimits, summary: "List pauses", admin: true,
-	text: "What stands still. A queue that was paused in River UI is among them. For admins only.",
+	id: "list-pauses", scope: ScopeQueueRead, tag: tagLimits, summary: "List pauses",
+	text: "What stands still. A queue that was paused in River UI is among them.",
 }
 
 type listPausesOutput struct{ Body PauseList }
@@ -55,8 +55,8 @@ func (a *API) handleListPauses(ctx context.Context, _ *struct{}) (*listPausesOut
 }
 
 var setPause = described{
-	id: "set-pause", tag: tagLimits, summary: "Pause a queue, a kind, a host", admin: true,
-	text:     "Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.",
+	id: "set-pause", scope: ScopeQueueWrite, tag: tagLimits, summary: "Pause a queue, a kind, a host",
+	text:     "Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -79,8 +79,8 @@ func (a *API) handleSetPause(ctx context.Context, input *setPauseInput) (*pauseO
 }
 
 var deletePause = described{
-	id: "delete-pause", tag: tagLimits, summary: "Resume", admin: true,
-	text:     "Takes a pause back: what waited begins, in its order and within its limits. For admins only.",
+	id: "delete-pause", scope: ScopeQueueWrite, tag: tagLimits, summary: "Resume",
+	text:     "Takes a pause back: what waited begins, in its order and within its limits.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 

@@ -1,10 +1,8 @@
 package api_test
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"testing"
 	"time"
 
@@ -61,23 +59,4 @@ func TestPauses(t *testing.T) {
 		problem(http.StatusUnprocessableEntity, api.CodeValidationFailed)
 	require.Equal(t, "path.key", p.Errors[0].Location)
 	require.Equal(t, 2, rung, "nothing changed")
-}
-
-func TestPausesAreForAdmins(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	walked := 0
-	for _, route := range b.api.Routes() {
-		if !strings.HasPrefix(route.Path, pausesPath) {
-			continue
-		}
-		walked++
-		for _, role := range []string{store.UserManager, store.UserMember, store.UserViewer} {
-			p := b.person(fmt.Sprint(role, walked), role)
-			a := b.do(request{method: route.Method, path: strings.ReplaceAll(route.Path, ":key", "host:site.test"), token: p.token, body: `{}`})
-			a.problem(http.StatusForbidden, api.CodeForbidden)
-		}
-	}
-	require.Equal(t, 3, walked, "list, set, delete")
-	require.Empty(t, b.pauses().Items)
 }

@@ -24,6 +24,7 @@ const (
 	CodeBodyTooLarge         Code = "body_too_large"
 	CodeConflict             Code = "conflict"
 	CodeCrossSite            Code = "cross_site"
+	CodeCSRF                 Code = "csrf_token"
 	CodeForbidden            Code = "forbidden"
 	CodeIdempotencyMismatch  Code = "idempotency_mismatch"
 	CodeInternal             Code = "internal"
@@ -32,6 +33,8 @@ const (
 	CodeMethodNotAllowed     Code = "method_not_allowed"
 	CodeNoSuchRoute          Code = "no_such_route"
 	CodeNotFound             Code = "not_found"
+	CodeQuotaReached         Code = "quota_reached"
+	CodeSessionEnded         Code = "session_ended"
 	CodeTimeout              Code = "timeout"
 	CodeTooManyAttempts      Code = "too_many_attempts"
 	CodeTooManyStreams       Code = "too_many_streams"
@@ -56,8 +59,9 @@ var problemKinds = map[Code]problemKind{
 	CodeBodyTimeout:          {http.StatusRequestTimeout, "The request's body did not arrive in time", "Send the request again, on a connection that is quick enough."},
 	CodeBodyTooLarge:         {http.StatusRequestEntityTooLarge, "The request's body is too large", "Send less: bodies are limited to 1 MiB."},
 	CodeConflict:             {http.StatusConflict, "The state does not allow this", "Read the resource: what was asked for has been done already, or can not be done in its state."},
-	CodeCrossSite:            {http.StatusForbidden, "The request comes from another site", "Requests that carry the browser's cookie are accepted from this site's own pages only. Programs use a bearer token."},
-	CodeForbidden:            {http.StatusForbidden, "Only for administrators", "Ask an administrator."},
+	CodeCrossSite:            {http.StatusForbidden, "The request comes from another site", "Requests that carry the browser's cookies are accepted from this site's own pages only. Programs use a bearer token."},
+	CodeCSRF:                 {http.StatusForbidden, "The request does not carry the token of our pages", "Send the value of the cookie medianest_csrf as the header X-CSRF-Token. Programs use a bearer token, and need none."},
+	CodeForbidden:            {http.StatusForbidden, "You may not do this", "GET /api/v1/users/me tells which scopes you have. Ask an administrator for more."},
 	CodeIdempotencyMismatch:  {http.StatusUnprocessableEntity, "The Idempotency-Key was used before for another request", "Use a new key for each new request, and the same key only to send the very same request again."},
 	CodeInternal:             {http.StatusInternalServerError, "Something went wrong on our side", "Try again later. The server's log tells what happened, under the request_id."},
 	CodeInvalidBody:          {http.StatusBadRequest, "The request's body is missing or is no JSON", "Send a JSON object."},
@@ -65,10 +69,12 @@ var problemKinds = map[Code]problemKind{
 	CodeMethodNotAllowed:     {http.StatusMethodNotAllowed, "This method is not allowed here", "The Allow header names the methods that are."},
 	CodeNoSuchRoute:          {http.StatusNotFound, "There is nothing at this path", "See /docs for all paths."},
 	CodeNotFound:             {http.StatusNotFound, "There is no such thing", "It does not exist, or it belongs to somebody else."},
+	CodeQuotaReached:         {http.StatusTooManyRequests, "Your quota is reached", "GET /api/v1/users/me tells what you have and may have. Delete what you do not need, or ask an administrator for more."},
+	CodeSessionEnded:         {http.StatusUnauthorized, "The session has ended", "Sign in again."},
 	CodeTimeout:              {http.StatusGatewayTimeout, "It took too long", "Try again later; where that may be, with the same Idempotency-Key."},
 	CodeTooManyAttempts:      {http.StatusTooManyRequests, "Too many attempts", "Wait for as many seconds as the Retry-After header says."},
 	CodeTooManyStreams:       {http.StatusTooManyRequests, "You have too many event streams open", "Close one, or wait for as many seconds as the Retry-After header says. One stream can follow everything."},
-	CodeUnauthenticated:      {http.StatusUnauthorized, "A valid token is needed", "Send the header Authorization: Bearer with an API token, or sign in."},
+	CodeUnauthenticated:      {http.StatusUnauthorized, "A valid token or a session is needed", "Send the header Authorization: Bearer with an API token, or sign in."},
 	CodeUnavailable:          {http.StatusServiceUnavailable, "The service is not available now", "Try again after as many seconds as the Retry-After header says. /readyz tells what is down."},
 	CodeUnsupportedMediaType: {http.StatusUnsupportedMediaType, "The request's body is of a type that is not understood", "Send the header Content-Type: application/json."},
 	CodeValidationFailed:     {http.StatusUnprocessableEntity, "The request is not valid", "The errors say what and where."},
@@ -144,7 +150,10 @@ func problemOf(ctx context.Context, err error) *Problem {
 	if p, ok := errors.AsType[*Problem](err); ok {
 		return p
 	}
-	var invalid *store.InvalidError
+	var (
+		invalid *store.InvalidError
+		quota   *store.QuotaError
+	)
 	switch {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return &Problem{Status: statusClientGone, Title: "The client left", cause: err}
@@ -154,6 +163,8 @@ func problemOf(ctx context.Context, err error) *Problem {
 		return newProblem(CodeConflict, "").because(err)
 	case errors.Is(err, store.ErrIdempotencyMismatch):
 		return newProblem(CodeIdempotencyMismatch, "").because(err)
+	case errors.As(err, &quota):
+		return quotaProblem(quota)
 	case errors.As(err, &invalid):
 		p := newProblem(CodeValidationFailed, "").because(err)
 		p.Errors = []ProblemError{{Location: location(invalid.Field), Message: invalid.Reason}}

@@ -28,8 +28,8 @@ type QueueList struct {
 }
 
 var listQueues = described{
-	id: "list-queues", tag: tagWorkers, summary: "List queues", admin: true,
-	text: "The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.",
+	id: "list-queues", scope: ScopeQueueRead, tag: tagWorkers, summary: "List queues",
+	text: "The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old.",
 }
 
 type listQueuesOutput struct{ Body QueueList }

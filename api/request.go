@@ -21,7 +21,9 @@ import (
 // the end tells it. It is used by the request's own goroutine only.
 type requestScope struct {
 	id       string
+	gin      *gin.Context
 	identity *identity      // nil until somebody is recognised
+	need     Scope          // of the operation
 	problem  *Problem       // what the client was told, if it was a problem
 	notes    map[string]any // for the audit
 	streamed bool           // the answer was an event stream: its duration says nothing
@@ -50,7 +52,7 @@ var saneRequestID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}$`)
 // has panicked, it writes the request's one log line.
 func (a *API) scope(c *gin.Context) {
 	begin := time.Now()
-	s := &requestScope{id: c.GetHeader(requestIDHeader)}
+	s := &requestScope{id: c.GetHeader(requestIDHeader), gin: c}
 	if !saneRequestID.MatchString(s.id) {
 		s.id = uuid.Must(uuid.NewV7()).String()
 	}

@@ -21,6 +21,7 @@ import (
 
 	"medianest/api"
 	"medianest/api/client"
+	"medianest/store"
 )
 
 // listen serves the API on a real port.
@@ -391,10 +392,13 @@ func TestGeneratedClient(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)
-	good := api.Options{Store: &fakeStore{}, Stream: b.stream, Logger: discard, Registerer: b.registry}
+	keys, err := store.ParseKeyring(store.NewKey())
+	require.NoError(t, err)
+	good := api.Options{Keys: keys, Store: &fakeStore{}, Stream: b.stream, Logger: discard, Registerer: b.registry}
 	for name, change := range map[string]func(*api.Options){
 		"no store":          func(o *api.Options) { o.Store = nil },
 		"no stream":         func(o *api.Options) { o.Stream = nil },
+		"no keys":           func(o *api.Options) { o.Keys = nil },
 		"no logger":         func(o *api.Options) { o.Logger = nil },
 		"no registerer":     func(o *api.Options) { o.Registerer = nil },
 		"base path":         func(o *api.Options) { o.BasePath = "media" },
@@ -406,7 +410,7 @@ func TestNewRefuses(t *testing.T) {
 		_, err := api.New(o)
 		require.Error(t, err, name)
 	}
-	_, err := api.New(good)
+	_, err = api.New(good)
 	require.NoError(t, err)
 	_, err = api.New(good)
 	require.Error(t, err, "metrics are registered once")

@@ -19,13 +19,15 @@ const policyRiver = "default-src 'none'; script-src 'self'; style-src 'self' 'un
 // handleRiver lets administrators into River UI, which knows no users. Its buttons act on all jobs, so nothing here
 // may be asked for by another site's page, not even by a safe method.
 func (a *API) handleRiver(c *gin.Context) {
-	if err := a.admitToRiver(c.Request); err != nil {
-		if errors.Is(err, errNoToken) {
+	if err := a.admitToRiver(c); err != nil {
+		if p, ok := errors.AsType[*Problem](err); errors.Is(err, errNoToken) || ok && p.Code == CodeSessionEnded {
 			if wantsPage(c.Request) {
 				c.Redirect(http.StatusSeeOther, a.basePath+"/login?next="+url.QueryEscape(c.Request.URL.RequestURI()))
 				return
 			}
-			err = unauthenticated("")
+			if !ok {
+				err = unauthenticated("")
+			}
 		}
 		a.writeProblem(c, problemOf(c.Request.Context(), err))
 		return
@@ -71,16 +73,17 @@ func (a *API) currentPage(c *gin.Context) string {
 	return page.RequestURI()
 }
 
-func (a *API) admitToRiver(r *http.Request) error {
-	if err := a.sameSite(r); err != nil {
+func (a *API) admitToRiver(c *gin.Context) error {
+	if err := a.sameSite(c.Request); err != nil {
 		return newProblem(CodeCrossSite, "Open this page from this site, or by its address.").because(err)
 	}
-	who, err := a.authenticate(r)
+	who, err := a.authenticate(c)
 	if err != nil {
 		return err
 	}
-	if !who.User.IsAdmin() {
-		return newProblem(CodeForbidden, "River UI shows and changes the jobs of all users.")
+	scopeOf(c.Request.Context()).need = ScopeRiver
+	if p := who.permit(ScopeRiver); p != nil {
+		return p
 	}
 	return nil
 }

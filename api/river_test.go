@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"riverqueue.com/riverui"
 
 	"medianest/api"
+	"medianest/store"
 )
 
 // withRiver mounts the real River UI.
@@ -25,15 +27,18 @@ func withRiver(b *bundle, o *api.Options) {
 }
 
 // cookieOf is what a signed-in browser sends.
-func cookieOf(p person, header map[string]string) map[string]string {
-	return merge(map[string]string{"Cookie": "medianest_token=" + p.token}, header)
+func (b *bundle) cookieOf(p person, header map[string]string) map[string]string {
+	b.t.Helper()
+	session, err := b.store.CreateSession(b.t.Context(), store.NewSession{UserID: p.ID, Method: "password", Refresh: sha256.Sum256([]byte(rand()))})
+	require.NoError(b.t, err)
+	return merge(map[string]string{"Cookie": "medianest_session=" + b.api.SignSession(session.ID)}, header)
 }
 
 func TestRiverUI(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(_ *bundle, o *api.Options) { o.BasePath = "/media" }, withRiver)
 	b.exec("INSERT INTO river.river_job (kind, queue, max_attempts, args) VALUES ('download', 'download', 8, '{}')")
-	page := b.do(request{method: "GET", path: "/media/river/", header: cookieOf(b.admin, asBrowser)})
+	page := b.do(request{method: "GET", path: "/media/river/", header: b.cookieOf(b.admin, asBrowser)})
 	require.Equal(t, http.StatusOK, page.status, "body: %s", page.body)
 	require.Contains(t, string(page.body), "<title>River</title>")
 	require.Contains(t, page.header.Get("Content-Security-Policy"), "script-src 'self';")
@@ -43,12 +48,12 @@ func TestRiverUI(t *testing.T) {
 	loads := regexp.MustCompile(`(?:src|href)="(/media/river/assets/[^"]+)"`).FindAllStringSubmatch(string(page.body), -1)
 	require.Len(t, loads, 2)
 	for _, load := range loads {
-		file := b.do(request{method: "GET", path: load[1], header: cookieOf(b.admin, nil)})
+		file := b.do(request{method: "GET", path: load[1], header: b.cookieOf(b.admin, nil)})
 		require.Equal(t, http.StatusOK, file.status, load[1])
 		require.Regexp(t, "^text/(javascript|css)", file.header.Get("Content-Type"))
 	}
 
-	jobs := b.do(request{method: "GET", path: "/media/river/api/jobs?state=available", header: cookieOf(b.admin, map[string]string{"Sec-Fetch-Site": "same-origin"})})
+	jobs := b.do(request{method: "GET", path: "/media/river/api/jobs?state=available", header: b.cookieOf(b.admin, map[string]string{"Sec-Fetch-Site": "same-origin"})})
 	require.Equal(t, http.StatusOK, jobs.status, "body: %s", jobs.body)
 	var list struct{ Data []struct{ ID int64 } }
 	jobs.into(&list)
@@ -57,7 +62,7 @@ func TestRiverUI(t *testing.T) {
 	// Its buttons work from its own page, and from no other.
 	cancel := request{
 		method: "POST", path: "/media/river/api/jobs/cancel", body: fmt.Sprintf(`{"ids":["%d"]}`, list.Data[0].ID),
-		header: cookieOf(b.admin, map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}),
+		header: b.cookieOf(b.admin, map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}),
 	}
 	b.do(cancel).problem(http.StatusForbidden, api.CodeCrossSite)
 	require.Zero(t, b.count("SELECT count(*) FROM river.river_job WHERE state = 'cancelled'"))
@@ -65,7 +70,7 @@ func TestRiverUI(t *testing.T) {
 	require.Equal(t, http.StatusOK, b.do(cancel).status)
 	require.Equal(t, 1, b.count("SELECT count(*) FROM river.river_job WHERE state = 'cancelled'"))
 
-	moved := b.do(request{method: "GET", path: "/media/river", header: cookieOf(b.admin, asBrowser)})
+	moved := b.do(request{method: "GET", path: "/media/river", header: b.cookieOf(b.admin, asBrowser)})
 	require.Equal(t, "/media/river/", moved.header.Get("Location"))
 }
 
@@ -94,7 +99,7 @@ func TestRiverUIFollowsAJob(t *testing.T) {
 		return successor
 	}
 	get := func(p person, path string) answer {
-		return b.do(request{method: "GET", path: "/media/river" + path, header: cookieOf(p, asBrowser)})
+		return b.do(request{method: "GET", path: "/media/river" + path, header: b.cookieOf(p, asBrowser)})
 	}
 	page := func(row int64) string { return fmt.Sprintf("/jobs/%d", row) }
 
@@ -119,13 +124,13 @@ func TestRiverUIIsForAdmins(t *testing.T) {
 	b := setup(t, withRiver)
 	for _, path := range []string{"/river/", "/river/api/jobs", "/river/assets/x.js", "/river/jobs/1"} {
 		b.do(request{method: "GET", path: path, token: b.anna.token}).problem(http.StatusForbidden, api.CodeForbidden)
-		b.do(request{method: "GET", path: path, header: cookieOf(b.anna, nil)}).problem(http.StatusForbidden, api.CodeForbidden)
+		b.do(request{method: "GET", path: path, header: b.cookieOf(b.anna, nil)}).problem(http.StatusForbidden, api.CodeForbidden)
 		require.NotEqual(t, http.StatusForbidden, b.do(request{method: "GET", path: path, token: b.admin.token}).status)
 		// Not even a link of another site's leads here.
 		for _, header := range []map[string]string{
 			{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"},
 		} {
-			b.do(request{method: "GET", path: path, header: cookieOf(b.admin, header)}).problem(http.StatusForbidden, api.CodeCrossSite)
+			b.do(request{method: "GET", path: path, header: b.cookieOf(b.admin, header)}).problem(http.StatusForbidden, api.CodeCrossSite)
 		}
 	}
 	// A browser is led to the form and back.

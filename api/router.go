@@ -16,9 +16,11 @@ const (
 	apiPath    = "/api/v1"
 	eventsPath = apiPath + "/events"
 	riverPath  = "/river"
+
+	invitationPath = "/invitation"
 )
 
-// routes is every route there is, all below the base path. Operations need a token unless described as public.
+// routes is every route there is, all below the base path. Operations need a scope unless described as public.
 func (a *API) routes(tracers trace.TracerProvider) {
 	if tracers == nil {
 		tracers = tracenoop.NewTracerProvider()
@@ -80,7 +82,32 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodPost, apiPath+"/schedules/{id}/resume", resumeSchedule, a.handleResumeSchedule)
 	operation(a, http.MethodPost, apiPath+"/schedules/{id}/run", runSchedule, a.handleRunSchedule)
 	operation(a, http.MethodGet, apiPath+"/schedules/{id}/runs", listScheduleRuns, a.handleListScheduleRuns)
+	operation(a, http.MethodPost, apiPath+"/events/ticket", createTicket, a.handleCreateTicket)
 	operation(a, http.MethodGet, apiPath+"/users/me", findMe, a.handleFindMe)
+	operation(a, http.MethodGet, apiPath+"/users/me/export", exportMe, a.handleExportMe)
+	operation(a, http.MethodPut, apiPath+"/users/me/password", setMyPassword, a.handleSetMyPassword)
+	operation(a, http.MethodGet, apiPath+"/users", listUsers, a.handleListUsers)
+	operation(a, http.MethodPost, apiPath+"/users", inviteUser, a.handleInviteUser)
+	operation(a, http.MethodGet, apiPath+"/users/{id}", findUser, a.handleFindUser)
+	operation(a, http.MethodPatch, apiPath+"/users/{id}", updateUser, a.handleUpdateUser)
+	operation(a, http.MethodDelete, apiPath+"/users/{id}", eraseUser, a.handleEraseUser)
+	operation(a, http.MethodPost, apiPath+"/users/{id}/invitation", inviteAgain, a.handleInviteAgain)
+	operation(a, http.MethodGet, apiPath+"/users/{id}/export", exportUser, a.handleExportUser)
+	operation(a, http.MethodGet, apiPath+"/roles", listRoles, a.handleListRoles)
+	operation(a, http.MethodPut, apiPath+"/roles/{name}/quota", setRoleQuota, a.handleSetRoleQuota)
+	operation(a, http.MethodGet, apiPath+"/access-rules", listAccessRules, a.handleListAccessRules)
+	operation(a, http.MethodPut, apiPath+"/access-rules/{name}", setAccessRule, a.handleSetAccessRule)
+	operation(a, http.MethodDelete, apiPath+"/access-rules/{name}", deleteAccessRule, a.handleDeleteAccessRule)
+	operation(a, http.MethodGet, apiPath+"/tokens", listTokens, a.handleListTokens)
+	operation(a, http.MethodPost, apiPath+"/tokens", createToken, a.handleCreateToken)
+	operation(a, http.MethodDelete, apiPath+"/tokens/{id}", revokeToken, a.handleRevokeToken)
+	operation(a, http.MethodPost, apiPath+"/auth/sign-in", signIn, a.handleSignIn)
+	operation(a, http.MethodPost, apiPath+"/auth/invitation", redeemInvitation, a.handleRedeemInvitation)
+	operation(a, http.MethodPost, apiPath+"/auth/refresh", refreshSession, a.handleRefreshSession)
+	operation(a, http.MethodPost, apiPath+"/auth/sign-out", signOut, a.handleSignOut)
+	operation(a, http.MethodPost, apiPath+"/auth/sign-out-everywhere", signOutEverywhere, a.handleSignOutEverywhere)
+	operation(a, http.MethodGet, apiPath+"/auth/sessions", listSessions, a.handleListSessions)
+	operation(a, http.MethodDelete, apiPath+"/auth/sessions/{id}", revokeSession, a.handleRevokeSession)
 	operation(a, http.MethodGet, "/livez", livez, a.handleLivez)
 	operation(a, http.MethodGet, "/readyz", readyz, a.handleReadyz)
 	a.finishDocument()
@@ -92,6 +119,8 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	root.GET("/login", a.handleLoginForm)
 	root.POST("/login", a.handleLogin)
 	root.POST("/logout", a.handleLogout)
+	root.GET(invitationPath, a.handleInvitationForm)
+	root.POST(invitationPath, a.handleInvitation)
 	root.GET("/static/:name", a.handleStatic)
 	if a.basePath != "" {
 		a.router.GET(a.basePath, func(c *gin.Context) { c.Redirect(http.StatusMovedPermanently, a.basePath+"/") })

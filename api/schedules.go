@@ -132,13 +132,12 @@ type ScheduleKindList struct {
 }
 
 const (
-	schedulesText = " For admins only."
-	previewTicks  = 10
+	previewTicks = 10
 )
 
 var listScheduleKinds = described{
-	id: "list-schedule-kinds", tag: tagSchedules, summary: "List what can be scheduled", admin: true,
-	text: "The kinds of job that a schedule may be of." + schedulesText,
+	id: "list-schedule-kinds", scope: ScopeSchedulesRead, tag: tagSchedules, summary: "List what can be scheduled",
+	text: "The kinds of job that a schedule may be of.",
 }
 
 type scheduleKindsOutput struct{ Body ScheduleKindList }
@@ -156,8 +155,8 @@ func (a *API) handleListScheduleKinds(context.Context, *struct{}) (*scheduleKind
 }
 
 var listSchedules = described{
-	id: "list-schedules", tag: tagSchedules, summary: "List schedules", admin: true,
-	text:     "Oldest first, the platform's own among them." + schedulesText,
+	id: "list-schedules", scope: ScopeSchedulesRead, tag: tagSchedules, summary: "List schedules",
+	text:     "Oldest first, the platform's own among them.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -180,8 +179,8 @@ func (a *API) handleListSchedules(ctx context.Context, input *listSchedulesInput
 }
 
 var createSchedule = described{
-	id: "create-schedule", tag: tagSchedules, summary: "Make a schedule", status: http.StatusCreated, admin: true,
-	text: "Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go." + schedulesText,
+	id: "create-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Make a schedule", status: http.StatusCreated,
+	text: "Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.",
 }
 
 type createScheduleInput struct{ Body ScheduleRequest }
@@ -200,8 +199,8 @@ type SchedulePath struct {
 }
 
 var findSchedule = described{
-	id: "find-schedule", tag: tagSchedules, summary: "Show a schedule", admin: true,
-	text:     "With its next ten ticks." + schedulesText,
+	id: "find-schedule", scope: ScopeSchedulesRead, tag: tagSchedules, summary: "Show a schedule",
+	text:     "With its next ten ticks.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 
@@ -211,8 +210,8 @@ func (a *API) handleFindSchedule(ctx context.Context, input *SchedulePath) (*sch
 }
 
 var updateSchedule = described{
-	id: "update-schedule", tag: tagSchedules, summary: "Change a schedule", admin: true,
-	text:     "Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on." + schedulesText,
+	id: "update-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Change a schedule",
+	text:     "Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.",
 	problems: []Code{CodeNotFound, CodeConflict},
 }
 
@@ -229,8 +228,8 @@ func (a *API) handleUpdateSchedule(ctx context.Context, input *updateScheduleInp
 }
 
 var deleteSchedule = described{
-	id: "delete-schedule", tag: tagSchedules, summary: "Delete a schedule", admin: true,
-	text:     "With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused." + schedulesText,
+	id: "delete-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Delete a schedule",
+	text:     "With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
 
@@ -240,8 +239,8 @@ func (a *API) handleDeleteSchedule(ctx context.Context, input *SchedulePath) (*s
 }
 
 var pauseSchedule = described{
-	id: "pause-schedule", tag: tagSchedules, summary: "Pause a schedule", admin: true,
-	text:     "It has no more ticks until it is resumed. A run that is under way goes on." + schedulesText,
+	id: "pause-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Pause a schedule",
+	text:     "It has no more ticks until it is resumed. A run that is under way goes on.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 
@@ -251,8 +250,8 @@ func (a *API) handlePauseSchedule(ctx context.Context, input *SchedulePath) (*sc
 }
 
 var resumeSchedule = described{
-	id: "resume-schedule", tag: tagSchedules, summary: "Resume a schedule", admin: true,
-	text:     "It goes on with its first tick after now: those that it would have had while it was paused are none." + schedulesText,
+	id: "resume-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Resume a schedule",
+	text:     "It goes on with its first tick after now: those that it would have had while it was paused are none.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 
@@ -262,8 +261,8 @@ func (a *API) handleResumeSchedule(ctx context.Context, input *SchedulePath) (*s
 }
 
 var runSchedule = described{
-	id: "run-schedule", tag: tagSchedules, summary: "Run a schedule now", status: http.StatusAccepted, admin: true,
-	text:     "A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says." + schedulesText,
+	id: "run-schedule", scope: ScopeSchedulesWrite, tag: tagSchedules, summary: "Run a schedule now", status: http.StatusAccepted,
+	text:     "A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
 
@@ -278,8 +277,8 @@ func (a *API) handleRunSchedule(ctx context.Context, input *SchedulePath) (*sche
 }
 
 var listScheduleRuns = described{
-	id: "list-schedule-runs", tag: tagSchedules, summary: "List a schedule's runs", admin: true,
-	text:     "What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run." + schedulesText,
+	id: "list-schedule-runs", scope: ScopeSchedulesRead, tag: tagSchedules, summary: "List a schedule's runs",
+	text:     "What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run.",
 	problems: []Code{CodeNotFound, CodeValidationFailed},
 }
 

@@ -38,8 +38,8 @@ type WorkerList struct {
 }
 
 var listWorkers = described{
-	id: "list-workers", tag: tagWorkers, summary: "List the platform's processes", admin: true,
-	text: "Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.",
+	id: "list-workers", scope: ScopeQueueRead, tag: tagWorkers, summary: "List the platform's processes",
+	text: "Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both.",
 }
 
 type listWorkersOutput struct{ Body WorkerList }
@@ -57,8 +57,8 @@ func (a *API) handleListWorkers(ctx context.Context, _ *struct{}) (*listWorkersO
 }
 
 var drainWorker = described{
-	id: "drain-worker", tag: tagWorkers, summary: "Drain a worker", status: http.StatusAccepted, admin: true,
-	text:     "Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.",
+	id: "drain-worker", scope: ScopeQueueWrite, tag: tagWorkers, summary: "Drain a worker", status: http.StatusAccepted,
+	text:     "Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again.",
 	problems: []Code{CodeNotFound, CodeConflict, CodeValidationFailed},
 }
 

@@ -68,30 +68,6 @@ func TestDrainWorker(t *testing.T) {
 	require.Equal(t, 1, b.count("SELECT count(*) FROM medianest.worker WHERE drain_asked_at IS NOT NULL"))
 }
 
-// What is for administrators is refused to everybody else, whether what they ask for is there or not.
-func TestWorkersAreForAdmins(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	b.worker("nas-1", "work")
-	walked := 0
-	for _, route := range b.api.Routes() {
-		if !strings.HasPrefix(route.Path, workersPath) {
-			continue
-		}
-		walked++
-		for _, role := range []string{store.UserManager, store.UserMember, store.UserViewer} {
-			p := b.person(role+strings.ToLower(route.Method), role)
-			for _, id := range []string{"nas-1", "nas-2"} {
-				path := strings.ReplaceAll(route.Path, ":id", id)
-				b.do(request{method: route.Method, path: path, token: p.token}).problem(http.StatusForbidden, api.CodeForbidden)
-			}
-		}
-		admins := b.do(request{method: route.Method, path: strings.ReplaceAll(route.Path, ":id", "nas-1"), token: b.admin.token})
-		require.Less(t, admins.status, http.StatusMultipleChoices, "%s %s: %s", route.Method, route.Path, admins.body)
-	}
-	require.Equal(t, 2, walked, "list, drain")
-}
-
 // Who may not see workers is told so instead of waiting for events that never come.
 func TestEventsOfWorkersAreForAdmins(t *testing.T) {
 	t.Parallel()

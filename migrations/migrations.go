@@ -20,7 +20,7 @@ import (
 
 // minSchema is the oldest schema that this build's serve and work run on. It trails the newest by one release, so that
 // a fleet is upgraded by migrating first and replacing processes after.
-const minSchema = 14
+const minSchema = 17
 
 // ErrSchemaOld says that the database has to be migrated before this build can work with it.
 var ErrSchemaOld = errors.New("database schema is older than this build needs: run `medianest migrate up`")

@@ -60,6 +60,21 @@ func (s *Store) EndAudit(ctx context.Context, id int64, status int, detail map[s
 	return nil
 }
 
+// AddAudit writes down what has been done already, with its status.
+func (s *Store) AddAudit(ctx context.Context, e AuditEntry) error {
+	_, err := s.pool.Exec(ctx, `
+		INSERT INTO medianest.audit (actor_id, action, subject, detail, request_id, client, status)
+		VALUES (@actor_id, @action, @subject, @detail, @request_id, @client, @status)`,
+		pgx.StrictNamedArgs{
+			"actor_id": e.ActorID, "action": cleanText(e.Action, maxAuditBytes), "subject": cleanText(e.Subject, maxAuditBytes),
+			"detail": detailOf(e.Detail), "request_id": e.RequestID, "client": e.Client, "status": e.Status,
+		})
+	if err != nil {
+		return fmt.Errorf("audit %s: %w", e.Action, interpret(err))
+	}
+	return nil
+}
+
 // detailOf is never null, and nothing that the database could not store.
 func detailOf(detail map[string]any) json.RawMessage {
 	clean := make(map[string]any, len(detail))

@@ -40,7 +40,8 @@ func (n NewDownload) validate() error {
 // asked for it, or a new one. Everything is one transaction. The user's active download of the same content at top
 // level is returned instead, as is what the same idempotency key made before: then created is false.
 //
-// ErrIdempotencyMismatch: the key came with another request. ErrConflict: what the key made is deleted.
+// ErrIdempotencyMismatch: the key came with another request. ErrConflict: what the key made is deleted. ErrQuota: the user
+// has as much as they may have.
 func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, created bool, err error) {
 	if err := n.validate(); err != nil {
 		return Download{}, false, fmt.Errorf("create download: %w", err)
@@ -68,6 +69,11 @@ func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, 
 		var existing *uuid.UUID
 		if !made {
 			if existing, err = activeTopLevel(ctx, tx, n.UserID, content.ID, id); err != nil {
+				return err
+			}
+		}
+		if existing == nil {
+			if err := checkQuota(ctx, tx, n.UserID); err != nil {
 				return err
 			}
 		}

@@ -34,6 +34,12 @@ var (
 	// ErrOtherJob says that another job is at the content: this one has nothing to do and nobody to do it for.
 	ErrOtherJob = errors.New("another job is at it")
 
+	// ErrQuota says that the user has as much as they may have.
+	ErrQuota = errors.New("quota reached")
+
+	// ErrReused says that a refresh token came that was used before, and that its session has ended for that.
+	ErrReused = errors.New("refresh token was used before")
+
 	// ErrInvalid says that the database refuses a value: too large, malformed, against a check.
 	ErrInvalid = errors.New("invalid value")
 

@@ -26,13 +26,13 @@ const trimBatch = 1000
 
 // Trimmed says how many rows retention removed.
 type Trimmed struct {
-	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Attempts, LogLines, Contents int64
+	IdempotencyKeys, JobViewers, JobMap, Workers, Breakers, Audit, Attempts, LogLines, Contents, SignIns int64
 }
 
 // TrimDomain removes what the domain tables keep for a time only: idempotency keys past their day, the viewers of jobs
 // that are gone and whose events are older than eventRetention, where jobs that are gone went on, processes that have been
 // gone for a day, breakers that have been due for a week, what was done a year ago, the attempts and logs of jobs that are
-// gone, and contents a day old that nobody needs. It goes through the large tables in batches and may be called at any time
+// gone, sessions that ended a month ago, people who are gone with their last file, and contents a day old that nobody needs. It goes through the large tables in batches and may be called at any time
 // by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
 	var (
@@ -62,6 +62,9 @@ func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (T
 	}
 	if t.Audit, err = s.trimAudit(ctx); err != nil {
 		return t, fmt.Errorf("trim audit: %w", interpret(err))
+	}
+	if t.SignIns, err = s.trimSessions(ctx); err != nil {
+		return t, fmt.Errorf("trim sessions: %w", interpret(err))
 	}
 	if t.Contents, err = s.trimContents(ctx); err != nil {
 		return t, fmt.Errorf("trim contents: %w", interpret(err))

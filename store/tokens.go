@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
@@ -17,13 +19,15 @@ type Token struct {
 	ID         uuid.UUID
 	UserID     uuid.UUID
 	Name       string
+	Scopes     []string       // of those that the user's role has; nil: all
+	Networks   []netip.Prefix // from which it is taken; nil: from anywhere
 	CreatedAt  time.Time
 	ExpiresAt  *time.Time // nil: does not expire
 	LastUsedAt *time.Time // to the minute; nil: never
 	RevokedAt  *time.Time
 }
 
-const tokenColumns = `t.id, t.user_id, t.name, t.created_at, t.expires_at, t.last_used_at, t.revoked_at`
+const tokenColumns = `t.id, t.user_id, t.name, t.scopes, t.networks, t.created_at, t.expires_at, t.last_used_at, t.revoked_at`
 
 // usableToken says of a token t and its user u that the bearer may come in.
 const usableToken = `t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) AND u.disabled_at IS NULL`
@@ -32,30 +36,76 @@ const usableToken = `t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires
 type NewToken struct {
 	UserID    uuid.UUID
 	Name      string
-	Hash      [32]byte   // SHA-256 of the secret
-	ExpiresAt *time.Time // nil: never
+	Hash      [32]byte       // SHA-256 of the secret
+	Scopes    []string       // nil: all that the user's role has
+	Networks  []netip.Prefix // nil: from anywhere
+	ExpiresAt *time.Time     // nil: never
 }
 
-// CreateToken adds a token; ErrConflict if the hash or the user is not usable.
+const (
+	maxTokensPerUser = 100
+	maxNetworks      = 50
+)
+
+// CreateToken adds a token; ErrConflict if the hash or the user is not usable, or the user has too many.
 func (s *Store) CreateToken(ctx context.Context, n NewToken) (Token, error) {
-	if err := checkText("name", n.Name, 255); err != nil {
+	if err := errors.Join(checkText("name", n.Name, maxNameBytes), checkNetworks(n.Networks)); err != nil {
 		return Token{}, err
 	}
+	if n.ExpiresAt != nil && !n.ExpiresAt.After(time.Now()) {
+		return Token{}, &InvalidError{Field: "expires_at", Reason: "is not to come"}
+	}
 	rows, err := s.pool.Query(ctx, `
-		INSERT INTO medianest.tokens AS t (id, user_id, name, hash, expires_at)
-		VALUES (@id, @user_id, @name, @hash, @expires_at)
+		INSERT INTO medianest.tokens AS t (id, user_id, name, hash, scopes, networks, expires_at)
+		SELECT @id, @user_id, @name, @hash, @scopes, @networks, @expires_at
+		WHERE (SELECT count(*) FROM medianest.tokens AS o WHERE o.user_id = @user_id AND o.revoked_at IS NULL) < @most
 		RETURNING `+tokenColumns,
 		pgx.StrictNamedArgs{
-			"id": uuid.Must(uuid.NewV7()), "user_id": n.UserID, "name": n.Name, "hash": n.Hash[:], "expires_at": n.ExpiresAt,
+			"id": uuid.Must(uuid.NewV7()), "user_id": n.UserID, "name": n.Name, "hash": n.Hash[:], "scopes": n.Scopes,
+			"networks": n.Networks, "expires_at": n.ExpiresAt, "most": maxTokensPerUser,
 		})
 	if err != nil {
 		return Token{}, fmt.Errorf("create token for user %s: %w", n.UserID, interpret(err))
 	}
 	token, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[Token])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Token{}, fmt.Errorf("create token for user %s: there are %d: %w", n.UserID, maxTokensPerUser, ErrConflict)
+	}
 	if err != nil {
 		return Token{}, fmt.Errorf("create token for user %s: %w", n.UserID, interpret(err))
 	}
 	return token, nil
+}
+
+func checkNetworks(networks []netip.Prefix) error {
+	if len(networks) > maxNetworks {
+		return &InvalidError{Field: "networks", Reason: fmt.Sprintf("are more than %d", maxNetworks)}
+	}
+	for _, n := range networks {
+		if !n.IsValid() || n != n.Masked() {
+			return &InvalidError{Field: "networks", Reason: "has one that is no network, such as 192.168.1.0/24"}
+		}
+	}
+	return nil
+}
+
+// ListTokens returns the user's tokens that work or did within a month, newest first.
+func (s *Store) ListTokens(ctx context.Context, userID uuid.UUID) ([]Token, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT `+tokenColumns+`
+		FROM medianest.tokens AS t
+		WHERE t.user_id = @user_id AND coalesce(t.revoked_at, t.expires_at, now()) > now() - interval '30 days'
+		ORDER BY t.id DESC
+		LIMIT 500`,
+		pgx.StrictNamedArgs{"user_id": userID})
+	if err != nil {
+		return nil, fmt.Errorf("list tokens of user %s: %w", userID, interpret(err))
+	}
+	tokens, err := pgx.CollectRows(rows, pgx.RowToStructByName[Token])
+	if err != nil {
+		return nil, fmt.Errorf("list tokens of user %s: %w", userID, interpret(err))
+	}
+	return tokens, nil
 }
 
 // RevokeToken ends a token of the viewer's, or any as an admin; ErrConflict if it was revoked before.
@@ -79,34 +129,6 @@ func (s *Store) RevokeToken(ctx context.Context, id uuid.UUID, v Viewer) error {
 		return fmt.Errorf("revoke token %s: revoked before: %w", id, ErrConflict)
 	}
 	return nil
-}
-
-// FindUserByToken returns whom the token with this hash stands for, and notes its use. ErrNotFound if there is none,
-// or it is expired or revoked, or its user is disabled: the bearer is not told which.
-func (s *Store) FindUserByToken(ctx context.Context, hash [32]byte) (User, Token, error) {
-	var (
-		u     User
-		t     Token
-		stale bool
-	)
-	err := s.pool.QueryRow(ctx, `
-		SELECT `+userColumns+`, `+tokenColumns+`,
-			coalesce(t.last_used_at < now() - @grain::interval, true) AS stale
-		FROM medianest.tokens AS t
-		JOIN medianest.users AS u ON u.id = t.user_id
-		WHERE t.hash = @hash AND `+usableToken,
-		pgx.StrictNamedArgs{"hash": hash[:], "grain": tokenUseGrain}).Scan(
-		&u.ID, &u.Name, &u.Role, &u.CreatedAt, &u.DisabledAt,
-		&t.ID, &t.UserID, &t.Name, &t.CreatedAt, &t.ExpiresAt, &t.LastUsedAt, &t.RevokedAt, &stale)
-	if err != nil {
-		return User{}, Token{}, fmt.Errorf("find user by token: %w", interpret(err))
-	}
-	if stale {
-		if err := s.noteTokenUse(ctx, t.ID); err != nil {
-			return User{}, Token{}, err
-		}
-	}
-	return u, t, nil
 }
 
 // noteTokenUse sets last_used_at, once for many requests at the same time: those that find the row locked leave it to

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,13 +26,19 @@ const AdminName = "admin"
 // userName is the check of the column: a name is also a folder of the library.
 var userName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
+// Roles are all there are, from all to least.
+var Roles = []string{UserAdmin, UserManager, UserMember, UserViewer}
+
 // User owns downloads, files and tokens.
 type User struct {
-	ID         uuid.UUID
-	Name       string
-	Role       string
-	CreatedAt  time.Time
-	DisabledAt *time.Time
+	ID          uuid.UUID
+	Name        string
+	Role        string
+	Quota       Quota // the user's own; what it does not say is the role's
+	HasPassword bool
+	CreatedAt   time.Time
+	DisabledAt  *time.Time
+	ErasedAt    *time.Time // the person is gone, their files are about to be
 }
 
 // IsAdmin reports whether the user may see and do everything.
@@ -40,7 +47,24 @@ func (u User) IsAdmin() bool { return u.Role == UserAdmin }
 // Viewer is the user as the one on whose behalf rows are read.
 func (u User) Viewer() Viewer { return Viewer{UserID: u.ID, Admin: u.IsAdmin()} }
 
-const userColumns = `u.id, u.name, u.role, u.created_at, u.disabled_at`
+const userColumns = `u.id, u.name, u.role, u.quota_bytes, u.quota_downloads, u.password_hash IS NOT NULL AS has_password,
+	u.created_at, u.disabled_at, u.erased_at`
+
+func (u *User) targets() []any {
+	return []any{&u.ID, &u.Name, &u.Role, &u.Quota.Bytes, &u.Quota.Downloads, &u.HasPassword, &u.CreatedAt, &u.DisabledAt, &u.ErasedAt}
+}
+
+func scanUser(row pgx.CollectableRow) (u User, err error) {
+	err = row.Scan(u.targets()...)
+	return u, err
+}
+
+func checkRole(role string) error {
+	if !slices.Contains(Roles, role) {
+		return &InvalidError{Field: "role", Reason: "is none of " + strings.Join(Roles, ", ")}
+	}
+	return nil
+}
 
 // NewUser is what CreateUser is given.
 type NewUser struct {
@@ -53,8 +77,8 @@ func (s *Store) CreateUser(ctx context.Context, n NewUser) (User, error) {
 	if !userName.MatchString(n.Name) {
 		return User{}, &InvalidError{Field: "name", Reason: "is not 1 to 63 of a-z 0-9 . _ - beginning with a letter or digit"}
 	}
-	if !slices.Contains([]string{UserAdmin, UserManager, UserMember, UserViewer}, n.Role) {
-		return User{}, &InvalidError{Field: "role", Reason: "is none of admin, manager, member, viewer"}
+	if err := checkRole(n.Role); err != nil {
+		return User{}, err
 	}
 	user, err := s.queryUser(ctx, `
 		INSERT INTO medianest.users AS u (id, name, role)
@@ -137,6 +161,6 @@ func (s *Store) queryUser(ctx context.Context, sql string, args pgx.StrictNamedA
 	if err != nil {
 		return User{}, interpret(err)
 	}
-	user, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[User])
+	user, err := pgx.CollectExactlyOneRow(rows, scanUser)
 	return user, interpret(err)
 }

@@ -62,12 +62,12 @@ func TestEnsureAdminOnceForMany(t *testing.T) {
 	require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.users`))
 	require.Equal(t, 1, b.count(`SELECT count(*) FROM medianest.tokens`))
 
-	admin, token, err := b.api.FindUserByToken(t.Context(), hash)
+	identity, err := b.api.IdentifyToken(t.Context(), hash)
 	require.NoError(t, err)
-	require.Equal(t, store.AdminName, admin.Name)
-	require.True(t, admin.Viewer().Admin)
+	require.Equal(t, store.AdminName, identity.User.Name)
+	require.True(t, identity.User.Viewer().Admin)
 
-	require.NoError(t, b.api.RevokeToken(t.Context(), token.ID, admin.Viewer()))
+	require.NoError(t, b.api.RevokeToken(t.Context(), identity.Token.ID, identity.User.Viewer()))
 	taken, err := b.api.EnsureAdmin(t.Context(), hash)
 	require.NoError(t, err)
 	require.False(t, taken, "a revoked token came back")
@@ -82,12 +82,14 @@ func TestTokens(t *testing.T) {
 
 	token, err := b.api.CreateToken(ctx, store.NewToken{UserID: ann.ID, Name: "laptop", Hash: hashOf("one")})
 	require.NoError(t, err)
-	user, found, err := b.api.FindUserByToken(ctx, hashOf("one"))
+	identity, err := b.api.IdentifyToken(ctx, hashOf("one"))
 	require.NoError(t, err)
-	require.Equal(t, ann, user)
-	require.Equal(t, token, found)
+	require.Equal(t, ann, identity.User)
+	require.Equal(t, token, *identity.Token)
+	require.Nil(t, identity.Session)
+	require.Empty(t, identity.Rules)
 
-	_, _, err = b.api.FindUserByToken(ctx, hashOf("two"))
+	_, err = b.api.IdentifyToken(ctx, hashOf("two"))
 	require.ErrorIs(t, err, store.ErrNotFound)
 	_, err = b.api.CreateToken(ctx, store.NewToken{UserID: ben.ID, Name: "same", Hash: hashOf("one")})
 	require.ErrorIs(t, err, store.ErrConflict)
@@ -96,20 +98,23 @@ func TestTokens(t *testing.T) {
 
 	past := time.Now().Add(-time.Second)
 	_, err = b.api.CreateToken(ctx, store.NewToken{UserID: ann.ID, Name: "old", Hash: hashOf("expired"), ExpiresAt: &past})
+	require.ErrorIs(t, err, store.ErrInvalid)
+	_, err = b.api.CreateToken(ctx, store.NewToken{UserID: ann.ID, Name: "old", Hash: hashOf("expired")})
 	require.NoError(t, err)
-	_, _, err = b.api.FindUserByToken(ctx, hashOf("expired"))
+	b.exec(`UPDATE medianest.tokens SET expires_at = now() - interval '1 s' WHERE name = 'old'`)
+	_, err = b.api.IdentifyToken(ctx, hashOf("expired"))
 	require.ErrorIs(t, err, store.ErrNotFound)
 
 	require.ErrorIs(t, b.api.RevokeToken(ctx, token.ID, ben.Viewer()), store.ErrNotFound)
 	require.NoError(t, b.api.RevokeToken(ctx, token.ID, ann.Viewer()))
 	require.ErrorIs(t, b.api.RevokeToken(ctx, token.ID, ann.Viewer()), store.ErrConflict)
-	_, _, err = b.api.FindUserByToken(ctx, hashOf("one"))
+	_, err = b.api.IdentifyToken(ctx, hashOf("one"))
 	require.ErrorIs(t, err, store.ErrNotFound)
 
 	_, err = b.api.CreateToken(ctx, store.NewToken{UserID: ben.ID, Name: "phone", Hash: hashOf("three")})
 	require.NoError(t, err)
 	b.exec(`UPDATE medianest.users SET disabled_at = now() WHERE id = $1`, ben.ID)
-	_, _, err = b.api.FindUserByToken(ctx, hashOf("three"))
+	_, err = b.api.IdentifyToken(ctx, hashOf("three"))
 	require.ErrorIs(t, err, store.ErrNotFound)
 }
 
@@ -123,7 +128,7 @@ func TestTokenUseIsNotedOnceAMinute(t *testing.T) {
 
 	use := func() time.Time {
 		together(t, 20, func(int) error {
-			_, _, err := b.api.FindUserByToken(t.Context(), hash)
+			_, err := b.api.IdentifyToken(t.Context(), hash)
 			return err
 		})
 		var at time.Time

@@ -222,6 +222,30 @@ func (e HealthState) Valid() bool {
 	}
 }
 
+// Defines values for InviteRequestRole.
+const (
+	InviteRequestRoleAdmin   InviteRequestRole = "admin"
+	InviteRequestRoleManager InviteRequestRole = "manager"
+	InviteRequestRoleMember  InviteRequestRole = "member"
+	InviteRequestRoleViewer  InviteRequestRole = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the InviteRequestRole enum.
+func (e InviteRequestRole) Valid() bool {
+	switch e {
+	case InviteRequestRoleAdmin:
+		return true
+	case InviteRequestRoleManager:
+		return true
+	case InviteRequestRoleMember:
+		return true
+	case InviteRequestRoleViewer:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for JobState.
 const (
 	JobStateAvailable JobState = "available"
@@ -288,6 +312,54 @@ func (e LogLineLevel) Valid() bool {
 	case Info:
 		return true
 	case Warning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MeRole.
+const (
+	MeRoleAdmin   MeRole = "admin"
+	MeRoleManager MeRole = "manager"
+	MeRoleMember  MeRole = "member"
+	MeRoleViewer  MeRole = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the MeRole enum.
+func (e MeRole) Valid() bool {
+	switch e {
+	case MeRoleAdmin:
+		return true
+	case MeRoleManager:
+		return true
+	case MeRoleMember:
+		return true
+	case MeRoleViewer:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RoleName.
+const (
+	RoleNameAdmin   RoleName = "admin"
+	RoleNameManager RoleName = "manager"
+	RoleNameMember  RoleName = "member"
+	RoleNameViewer  RoleName = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the RoleName enum.
+func (e RoleName) Valid() bool {
+	switch e {
+	case RoleNameAdmin:
+		return true
+	case RoleNameManager:
+		return true
+	case RoleNameMember:
+		return true
+	case RoleNameViewer:
 		return true
 	default:
 		return false
@@ -455,22 +527,46 @@ func (e ScheduleUpdateRequestOverlap) Valid() bool {
 
 // Defines values for UserRole.
 const (
-	Admin   UserRole = "admin"
-	Manager UserRole = "manager"
-	Member  UserRole = "member"
-	Viewer  UserRole = "viewer"
+	UserRoleAdmin   UserRole = "admin"
+	UserRoleManager UserRole = "manager"
+	UserRoleMember  UserRole = "member"
+	UserRoleViewer  UserRole = "viewer"
 )
 
 // Valid indicates whether the value is a known member of the UserRole enum.
 func (e UserRole) Valid() bool {
 	switch e {
-	case Admin:
+	case UserRoleAdmin:
 		return true
-	case Manager:
+	case UserRoleManager:
 		return true
-	case Member:
+	case UserRoleMember:
 		return true
-	case Viewer:
+	case UserRoleViewer:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for UserRequestRole.
+const (
+	UserRequestRoleAdmin   UserRequestRole = "admin"
+	UserRequestRoleManager UserRequestRole = "manager"
+	UserRequestRoleMember  UserRequestRole = "member"
+	UserRequestRoleViewer  UserRequestRole = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the UserRequestRole enum.
+func (e UserRequestRole) Valid() bool {
+	switch e {
+	case UserRequestRoleAdmin:
+		return true
+	case UserRequestRoleManager:
+		return true
+	case UserRequestRoleMember:
+		return true
+	case UserRequestRoleViewer:
 		return true
 	default:
 		return false
@@ -652,6 +748,105 @@ func (e ListJobsParamsState) Valid() bool {
 	default:
 		return false
 	}
+}
+
+// Defines values for SetRoleQuotaParamsName.
+const (
+	SetRoleQuotaParamsNameAdmin   SetRoleQuotaParamsName = "admin"
+	SetRoleQuotaParamsNameManager SetRoleQuotaParamsName = "manager"
+	SetRoleQuotaParamsNameMember  SetRoleQuotaParamsName = "member"
+	SetRoleQuotaParamsNameViewer  SetRoleQuotaParamsName = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the SetRoleQuotaParamsName enum.
+func (e SetRoleQuotaParamsName) Valid() bool {
+	switch e {
+	case SetRoleQuotaParamsNameAdmin:
+		return true
+	case SetRoleQuotaParamsNameManager:
+		return true
+	case SetRoleQuotaParamsNameMember:
+		return true
+	case SetRoleQuotaParamsNameViewer:
+		return true
+	default:
+		return false
+	}
+}
+
+// AccessRule defines model for AccessRule.
+type AccessRule struct {
+	// Name The rule's name.
+	//
+	// Example: river-at-home
+	Name string `json:"name"`
+
+	// Networks From which addresses and networks. Missing: from anywhere.
+	//
+	// Example: ["192.168.1.0/24"]
+	Networks *[]string `json:"networks,omitempty"`
+
+	// Roles Whom it is for: users of these roles.
+	//
+	// Example: ["admin"]
+	Roles *[]string `json:"roles,omitempty"`
+
+	// Scopes What they may do on these conditions only. See GET /roles.
+	//
+	// Example: ["river","users:write"]
+	Scopes []string `json:"scopes"`
+
+	// Timezone Of the windows, by its IANA name. Missing: UTC.
+	//
+	// Example: Europe/Berlin
+	Timezone *string `json:"timezone,omitempty"`
+
+	// UpdatedAt When it was set.
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// UpdatedBy By whom.
+	UpdatedBy *openapi_types.UUID `json:"updated_by,omitempty"`
+
+	// UserIds And these users.
+	UserIds *[]string `json:"user_ids,omitempty"`
+
+	// Windows When. Missing: at any time.
+	Windows *[]Window `json:"windows,omitempty"`
+}
+
+// AccessRuleList defines model for AccessRuleList.
+type AccessRuleList struct {
+	// Items The rules, by name.
+	Items []AccessRule `json:"items"`
+}
+
+// AccessRuleRequest defines model for AccessRuleRequest.
+type AccessRuleRequest struct {
+	// Networks From which addresses and networks. Missing: from anywhere.
+	//
+	// Example: ["192.168.1.0/24"]
+	Networks *[]string `json:"networks,omitempty"`
+
+	// Roles Whom it is for: users of these roles.
+	//
+	// Example: ["admin"]
+	Roles *[]string `json:"roles,omitempty"`
+
+	// Scopes What they may do on these conditions only. See GET /roles.
+	//
+	// Example: ["river","users:write"]
+	Scopes []string `json:"scopes"`
+
+	// Timezone Of the windows, by its IANA name. Missing: UTC.
+	//
+	// Example: Europe/Berlin
+	Timezone *string `json:"timezone,omitempty"`
+
+	// UserIds And these users.
+	UserIds *[]string `json:"user_ids,omitempty"`
+
+	// Windows When. Missing: at any time.
+	Windows *[]Window `json:"windows,omitempty"`
 }
 
 // Attempt defines model for Attempt.
@@ -1099,6 +1294,53 @@ type Health struct {
 // Example: ok
 type HealthState string
 
+// Invitation defines model for Invitation.
+type Invitation struct {
+	// Code Lets the person set the user's password, once. It is shown here and kept by nobody.
+	//
+	// Example: mni_…
+	Code string `json:"code"`
+
+	// ExpiresAt Until when the code is good.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// Link A page that asks for the new password.
+	//
+	// Example: https://media.example/invitation#mni_…
+	Link string `json:"link"`
+	User User   `json:"user"`
+}
+
+// InvitationRequest defines model for InvitationRequest.
+type InvitationRequest struct {
+	// Code The code of the invitation. It is good once.
+	Code string `json:"code"`
+
+	// Password The new password: 10 characters or more.
+	Password string `json:"password"`
+
+	// Remember Stay signed in when the browser is closed.
+	Remember *bool `json:"remember,omitempty"`
+}
+
+// InviteRequest defines model for InviteRequest.
+type InviteRequest struct {
+	// Name Unique, and part of the paths of the user's files, for good.
+	//
+	// Example: anna
+	Name string `json:"name"`
+
+	// Role What the user may do.
+	//
+	// Example: member
+	Role InviteRequestRole `json:"role"`
+}
+
+// InviteRequestRole What the user may do.
+//
+// Example: member
+type InviteRequestRole string
+
 // Job defines model for Job.
 type Job struct {
 	// Attempt Which attempt it is in, or was.
@@ -1354,6 +1596,91 @@ type LogLine struct {
 // LogLineLevel How grave it is. error: how an attempt ended that failed.
 type LogLineLevel string
 
+// Me defines model for Me.
+type Me struct {
+	Allowed Quota `json:"allowed"`
+
+	// CreatedAt When the user was created.
+	CreatedAt time.Time `json:"created_at"`
+
+	// DisabledAt Since when the user is not let in. Missing: is let in.
+	DisabledAt *time.Time `json:"disabled_at,omitempty"`
+
+	// HasPassword Whether the user can sign in by a password.
+	HasPassword bool `json:"has_password"`
+
+	// ID Identifies the user.
+	ID openapi_types.UUID `json:"id"`
+
+	// Name Unique, and part of the paths of the user's files.
+	//
+	// Example: anna
+	Name  string `json:"name"`
+	Quota Quota  `json:"quota"`
+
+	// Role What the user may do: see GET /roles.
+	Role MeRole `json:"role"`
+
+	// Scopes What this request's token or session may do.
+	//
+	// Example: ["downloads:read"]
+	Scopes []string `json:"scopes"`
+	Usage  Usage    `json:"usage"`
+}
+
+// MeRole What the user may do: see GET /roles.
+type MeRole string
+
+// NewToken defines model for NewToken.
+type NewToken struct {
+	// CreatedAt When it was made.
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt When it ends. Missing: when it is revoked.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// ID Identifies the token.
+	ID openapi_types.UUID `json:"id"`
+
+	// LastUsedAt When it was used last, to the minute. Missing: never.
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+
+	// Name What it is for.
+	//
+	// Example: home assistant
+	Name string `json:"name"`
+
+	// Networks From where it is taken. Missing: from anywhere.
+	//
+	// Example: ["192.168.1.0/24"]
+	Networks *[]string `json:"networks,omitempty"`
+
+	// RevokedAt When it was revoked.
+	RevokedAt *time.Time `json:"revoked_at,omitempty"`
+
+	// Scopes What it may do, of what its user may. Missing: all of it.
+	//
+	// Example: ["downloads:read"]
+	Scopes *[]string `json:"scopes,omitempty"`
+
+	// Secret What goes into the header Authorization: Bearer. It is shown here, once, and kept by nobody.
+	//
+	// Example: mn_…
+	Secret string `json:"secret"`
+
+	// UserID Whom it acts as.
+	UserID openapi_types.UUID `json:"user_id"`
+}
+
+// PasswordRequest defines model for PasswordRequest.
+type PasswordRequest struct {
+	// Current The password until now, if there is one.
+	Current *string `json:"current,omitempty"`
+
+	// Password The new password: 10 characters or more.
+	Password string `json:"password"`
+}
+
 // Pause defines model for Pause.
 type Pause struct {
 	// Key What stands still: queue:, kind:, host:, user: (with the id), service: or cookie: and a name, or * for all of the form.
@@ -1505,6 +1832,38 @@ type QueueStatistics struct {
 	//
 	// Example: 4
 	Slots int64 `json:"slots"`
+}
+
+// Quota defines model for Quota.
+type Quota struct {
+	// Downloads Asked for within 24 hours. Missing: any number, or as the role says.
+	//
+	// Example: 50
+	Downloads *int64 `json:"downloads,omitempty"`
+
+	// SizeBytes Of files in the library. Missing: any amount, or as the role says.
+	//
+	// Example: 107374182400
+	SizeBytes *int64 `json:"size_bytes,omitempty"`
+}
+
+// Role defines model for Role.
+type Role struct {
+	// Name The role.
+	Name  RoleName `json:"name"`
+	Quota Quota    `json:"quota"`
+
+	// Scopes What users of the role may do.
+	Scopes []string `json:"scopes"`
+}
+
+// RoleName The role.
+type RoleName string
+
+// RoleList defines model for RoleList.
+type RoleList struct {
+	// Items The roles, from the one that may all to the one that may least.
+	Items []Role `json:"items"`
 }
 
 // Schedule defines model for Schedule.
@@ -1778,10 +2137,158 @@ type ScheduleUpdateRequestMisfire string
 // ScheduleUpdateRequestOverlap What becomes of a tick while the last run has not ended. skip: it is skipped. queue_one: its run waits for the end, and ticks that come meanwhile are skipped. cancel_previous: the last run is cancelled, and this one begins when that has ended.
 type ScheduleUpdateRequestOverlap string
 
+// Session defines model for Session.
+type Session struct {
+	// Client The address that it was begun from.
+	//
+	// Example: 192.0.2.7
+	Client *string `json:"client,omitempty"`
+
+	// CreatedAt When it was begun.
+	CreatedAt time.Time `json:"created_at"`
+
+	// Current It is the one that asks.
+	Current bool `json:"current"`
+
+	// ExpiresAt When it ends unless it is used before.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// ID Identifies the session.
+	ID openapi_types.UUID `json:"id"`
+
+	// LastUsedAt When it was renewed last: every ten minutes while it is used.
+	LastUsedAt time.Time `json:"last_used_at"`
+
+	// Method How it was begun: password, token, invitation, plex or oidc.
+	//
+	// Example: password
+	Method string `json:"method"`
+
+	// Remember It outlives the browser.
+	Remember bool `json:"remember"`
+
+	// UserAgent What it was begun with, as that calls itself.
+	UserAgent *string `json:"user_agent,omitempty"`
+}
+
+// SessionList defines model for SessionList.
+type SessionList struct {
+	// Items The sessions, the one used last first.
+	Items []Session `json:"items"`
+}
+
+// SignInRequest defines model for SignInRequest.
+type SignInRequest struct {
+	// Name The user's name.
+	//
+	// Example: anna
+	Name string `json:"name"`
+
+	// Password The password.
+	Password string `json:"password"`
+
+	// Remember Stay signed in when the browser is closed: for 30 days after the last use, 90 in all.
+	Remember *bool `json:"remember,omitempty"`
+}
+
+// Ticket defines model for Ticket.
+type Ticket struct {
+	// ExpiresAt Until when the stream must be opened.
+	ExpiresAt time.Time `json:"expires_at"`
+
+	// Ticket Goes into the query of GET /events as ticket. It is good once.
+	Ticket string `json:"ticket"`
+}
+
+// Token defines model for Token.
+type Token struct {
+	// CreatedAt When it was made.
+	CreatedAt time.Time `json:"created_at"`
+
+	// ExpiresAt When it ends. Missing: when it is revoked.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// ID Identifies the token.
+	ID openapi_types.UUID `json:"id"`
+
+	// LastUsedAt When it was used last, to the minute. Missing: never.
+	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
+
+	// Name What it is for.
+	//
+	// Example: home assistant
+	Name string `json:"name"`
+
+	// Networks From where it is taken. Missing: from anywhere.
+	//
+	// Example: ["192.168.1.0/24"]
+	Networks *[]string `json:"networks,omitempty"`
+
+	// RevokedAt When it was revoked.
+	RevokedAt *time.Time `json:"revoked_at,omitempty"`
+
+	// Scopes What it may do, of what its user may. Missing: all of it.
+	//
+	// Example: ["downloads:read"]
+	Scopes *[]string `json:"scopes,omitempty"`
+
+	// UserID Whom it acts as.
+	UserID openapi_types.UUID `json:"user_id"`
+}
+
+// TokenList defines model for TokenList.
+type TokenList struct {
+	// Items The tokens, newest first; those that ended within a month are among them.
+	Items []Token `json:"items"`
+}
+
+// TokenRequest defines model for TokenRequest.
+type TokenRequest struct {
+	// ExpiresAt When it ends. Missing: when it is revoked.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
+	// Name What it is for.
+	//
+	// Example: home assistant
+	Name string `json:"name"`
+
+	// Networks Addresses and networks from which it is taken. Missing: from anywhere.
+	//
+	// Example: ["192.168.1.0/24"]
+	Networks *[]string `json:"networks,omitempty"`
+
+	// Scopes What it may do, of what the user may. Missing: all of it. See GET /roles.
+	//
+	// Example: ["downloads:read","downloads:write"]
+	Scopes *[]string `json:"scopes,omitempty"`
+
+	// UserID Whom it acts as; another user than yourself takes the scope users:write. Missing: yourself.
+	UserID *openapi_types.UUID `json:"user_id,omitempty"`
+}
+
+// Usage defines model for Usage.
+type Usage struct {
+	// Downloads Asked for within the last 24 hours.
+	//
+	// Example: 3
+	Downloads int64 `json:"downloads"`
+
+	// SizeBytes Of files in the library.
+	//
+	// Example: 52428800
+	SizeBytes int64 `json:"size_bytes"`
+}
+
 // User defines model for User.
 type User struct {
 	// CreatedAt When the user was created.
 	CreatedAt time.Time `json:"created_at"`
+
+	// DisabledAt Since when the user is not let in. Missing: is let in.
+	DisabledAt *time.Time `json:"disabled_at,omitempty"`
+
+	// HasPassword Whether the user can sign in by a password.
+	HasPassword bool `json:"has_password"`
 
 	// ID Identifies the user.
 	ID openapi_types.UUID `json:"id"`
@@ -1789,14 +2296,37 @@ type User struct {
 	// Name Unique, and part of the paths of the user's files.
 	//
 	// Example: anna
-	Name string `json:"name"`
+	Name  string `json:"name"`
+	Quota Quota  `json:"quota"`
 
-	// Role What the user may do. An admin sees everything of everybody.
+	// Role What the user may do: see GET /roles.
 	Role UserRole `json:"role"`
 }
 
-// UserRole What the user may do. An admin sees everything of everybody.
+// UserRole What the user may do: see GET /roles.
 type UserRole string
+
+// UserList defines model for UserList.
+type UserList struct {
+	// Items The page.
+	Items []User `json:"items"`
+
+	// NextCursor Asks for the next page; missing on the last one.
+	NextCursor *string `json:"next_cursor,omitempty"`
+}
+
+// UserRequest defines model for UserRequest.
+type UserRequest struct {
+	// Disabled true: the user is signed out everywhere, and refused until it is false again.
+	Disabled *bool  `json:"disabled,omitempty"`
+	Quota    *Quota `json:"quota,omitempty"`
+
+	// Role What the user may do.
+	Role *UserRequestRole `json:"role,omitempty"`
+}
+
+// UserRequestRole What the user may do.
+type UserRequestRole string
 
 // Waiting defines model for Waiting.
 type Waiting struct {
@@ -1981,6 +2511,9 @@ type StreamEventsParams struct {
 	// DownloadID Only these downloads, the items of these collections, and their jobs.
 	DownloadID *[]string `form:"download_id,omitempty" json:"download_id,omitempty"`
 
+	// Ticket In place of a token: see POST /events/ticket. It is good once.
+	Ticket *string `form:"ticket,omitempty" json:"ticket,omitempty"`
+
 	// LastEventID Go on after this event; for those who cannot set the header.
 	LastEventID *string `form:"last_event_id,omitempty" json:"last_event_id,omitempty"`
 }
@@ -2039,6 +2572,9 @@ type ListLimitsParams struct {
 	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// SetRoleQuotaParamsName defines parameters for SetRoleQuota.
+type SetRoleQuotaParamsName string
+
 // ListSchedulesParams defines parameters for ListSchedules.
 type ListSchedulesParams struct {
 	// Cursor The next_cursor of the page before.
@@ -2057,6 +2593,30 @@ type ListScheduleRunsParams struct {
 	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// ListTokensParams defines parameters for ListTokens.
+type ListTokensParams struct {
+	// UserID Whose; another user than yourself takes the scope users:read.
+	UserID *openapi_types.UUID `form:"user_id,omitempty" json:"user_id,omitempty"`
+}
+
+// ListUsersParams defines parameters for ListUsers.
+type ListUsersParams struct {
+	// Cursor The next_cursor of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit How many at most.
+	Limit *int64 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// SetAccessRuleJSONRequestBody defines body for SetAccessRule for application/json ContentType.
+type SetAccessRuleJSONRequestBody = AccessRuleRequest
+
+// RedeemInvitationJSONRequestBody defines body for RedeemInvitation for application/json ContentType.
+type RedeemInvitationJSONRequestBody = InvitationRequest
+
+// SignInJSONRequestBody defines body for SignIn for application/json ContentType.
+type SignInJSONRequestBody = SignInRequest
+
 // CreateDownloadJSONRequestBody defines body for CreateDownload for application/json ContentType.
 type CreateDownloadJSONRequestBody = DownloadRequest
 
@@ -2072,11 +2632,26 @@ type SetLimitJSONRequestBody = LimitRequest
 // SetPauseJSONRequestBody defines body for SetPause for application/json ContentType.
 type SetPauseJSONRequestBody = PauseRequest
 
+// SetRoleQuotaJSONRequestBody defines body for SetRoleQuota for application/json ContentType.
+type SetRoleQuotaJSONRequestBody = Quota
+
 // CreateScheduleJSONRequestBody defines body for CreateSchedule for application/json ContentType.
 type CreateScheduleJSONRequestBody = ScheduleRequest
 
 // UpdateScheduleJSONRequestBody defines body for UpdateSchedule for application/json ContentType.
 type UpdateScheduleJSONRequestBody = ScheduleUpdateRequest
+
+// CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
+type CreateTokenJSONRequestBody = TokenRequest
+
+// InviteUserJSONRequestBody defines body for InviteUser for application/json ContentType.
+type InviteUserJSONRequestBody = InviteRequest
+
+// SetMyPasswordJSONRequestBody defines body for SetMyPassword for application/json ContentType.
+type SetMyPasswordJSONRequestBody = PasswordRequest
+
+// UpdateUserJSONRequestBody defines body for UpdateUser for application/json ContentType.
+type UpdateUserJSONRequestBody = UserRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -2152,25 +2727,148 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
+	// ListAccessRules List access rules
+	//
+	// On which conditions scopes may be used, besides those that roles and tokens set.
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Corresponds with GET /api/v1/access-rules (the `ListAccessRules` operationId).
+	ListAccessRules(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteAccessRule Delete an access rule
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Corresponds with DELETE /api/v1/access-rules/{name} (the `DeleteAccessRule` operationId).
+	DeleteAccessRule(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetAccessRuleWithBody Set an access rule
+	//
+	// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+	SetAccessRuleWithBody(ctx context.Context, name string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetAccessRule Set an access rule
+	//
+	// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+	SetAccessRule(ctx context.Context, name string, body SetAccessRuleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListAudit List what administrators did
 	//
-	// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year. For admins only.
+	// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.
+	//
+	// Needs the scope `audit:read`, which admin have.
 	//
 	// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
 	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RedeemInvitationWithBody Take an invitation
+	//
+	// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+	RedeemInvitationWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RedeemInvitation Take an invitation
+	//
+	// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+	RedeemInvitation(ctx context.Context, body RedeemInvitationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RefreshSession Renew the session
+	//
+	// Replaces the session's cookies now. It need not be called: any request renews a session that is due. A refresh token that comes a second time ends the session, since one of the two that hold it has stolen it.
+	//
+	// Corresponds with POST /api/v1/auth/refresh (the `RefreshSession` operationId).
+	RefreshSession(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSessions List your sessions
+	//
+	// Where you are signed in.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with GET /api/v1/auth/sessions (the `ListSessions` operationId).
+	ListSessions(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeSession End one of your sessions
+	//
+	// It is refused from now on, at every replica.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with DELETE /api/v1/auth/sessions/{id} (the `RevokeSession` operationId).
+	RevokeSession(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SignInWithBody Sign in by name and password
+	//
+	// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+	SignInWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SignIn Sign in by name and password
+	//
+	// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+	SignIn(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SignOut Sign out
+	//
+	// Ends the session that asks. A bearer of a token has none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with POST /api/v1/auth/sign-out (the `SignOut` operationId).
+	SignOut(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SignOutEverywhere Sign out everywhere
+	//
+	// Ends all of your sessions, this one too. Tokens go on: they are ended one by one.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with POST /api/v1/auth/sign-out-everywhere (the `SignOutEverywhere` operationId).
+	SignOutEverywhere(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListBreakers List breakers
 	//
 	// The sites that asked for less and are left alone, by key. A breaker is here from when it trips until it closes.
 	//
-	// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt. For admins only.
+	// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/breakers (the `ListBreakers` operationId).
 	ListBreakers(ctx context.Context, params *ListBreakersParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ResetBreaker Reset a breaker
 	//
-	// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again. For admins only.
+	// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Corresponds with DELETE /api/v1/breakers/{key} (the `ResetBreaker` operationId).
 	ResetBreaker(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2178,6 +2876,8 @@ type ClientInterface interface {
 	// ListDownloads List downloads
 	//
 	// Newest first, your own; an admin sees everybody's. Without `parent_id` the list holds what was asked for and leaves out the items of collections; with it, a collection's items in their order.
+	//
+	// Needs the scope `downloads:read`, which every role has.
 	//
 	// Corresponds with GET /api/v1/downloads (the `ListDownloads` operationId).
 	ListDownloads(ctx context.Context, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2189,6 +2889,8 @@ type ClientInterface interface {
 	// Who wishes for the same again while that is under way gets the same download, with status 200. With an `Idempotency-Key` the very same request can be sent any number of times and makes one download; a key is remembered for at least a day.
 	//
 	// An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2203,6 +2905,8 @@ type ClientInterface interface {
 	//
 	// An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -2212,12 +2916,16 @@ type ClientInterface interface {
 	//
 	// Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Corresponds with DELETE /api/v1/downloads/{id} (the `DeleteDownload` operationId).
 	DeleteDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FindDownload Show a download
 	//
 	// With its progress while it runs, its files once it is completed, and why it failed if it did. A collection tells how many of its items are in which state.
+	//
+	// Needs the scope `downloads:read`, which every role has.
 	//
 	// Corresponds with GET /api/v1/downloads/{id} (the `FindDownload` operationId).
 	FindDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2226,12 +2934,16 @@ type ClientInterface interface {
 	//
 	// Ends it, and with a collection its items. It is yours alone: if others wish for the same, it goes on for them; otherwise the worker is stopped within two seconds.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Corresponds with POST /api/v1/downloads/{id}/cancel (the `CancelDownload` operationId).
 	CancelDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DownloadNow Download it next
 	//
 	// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
 	DownloadNow(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2240,12 +2952,16 @@ type ClientInterface interface {
 	//
 	// Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
 	RetryDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RetryFailedItems Try a collection's failed items again
 	//
 	// Puts the items that failed into the queue again, also while others run. The page is not read again.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
 	RetryFailedItems(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2265,7 +2981,7 @@ type ClientInterface interface {
 	//     event: download.state
 	//     data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
 	//
-	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long.
 	//
 	//     event: worker.lost
 	//     data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
@@ -2282,12 +2998,25 @@ type ClientInterface interface {
 	//
 	// The first event of a new stream is `open`: its id is the place where the stream begins. Comments keep quiet connections open. All filters must match; each may be given several times, or several values separated by commas.
 	//
+	// Needs the scope `events:read`, which every role has.
+	//
 	// Corresponds with GET /api/v1/events (the `StreamEvents` operationId).
 	StreamEvents(ctx context.Context, params *StreamEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateEventTicket Get a ticket for an event stream
+	//
+	// For an EventSource on another site's page, which can send neither a header nor our cookies: a ticket, good once and for a minute, in place of a token in an address. When a stream breaks, a new ticket opens the next one; `last_event_id` goes on where it broke.
+	//
+	// Needs the scope `events:read`, which every role has.
+	//
+	// Corresponds with POST /api/v1/events/ticket (the `CreateEventTicket` operationId).
+	CreateEventTicket(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListJobs List jobs
 	//
 	// Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.
+	//
+	// Needs the scope `jobs:read`, which every role has.
 	//
 	// Corresponds with GET /api/v1/jobs (the `ListJobs` operationId).
 	ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2296,7 +3025,9 @@ type ClientInterface interface {
 	//
 	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 	//
-	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2307,7 +3038,9 @@ type ClientInterface interface {
 	//
 	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 	//
-	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2318,12 +3051,16 @@ type ClientInterface interface {
 	//
 	// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 	FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SetJobPriorityWithBody Change a job's priority
 	//
-	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2332,7 +3069,9 @@ type ClientInterface interface {
 
 	// SetJobPriority Change a job's priority
 	//
-	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2343,12 +3082,16 @@ type ClientInterface interface {
 	//
 	// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
 	ListAttempts(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelJob Cancel a job
 	//
 	// Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
+	//
+	// Needs the scope `jobs:write`, which admin, manager, member have.
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/cancel (the `CancelJob` operationId).
 	CancelJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2357,6 +3100,8 @@ type ClientInterface interface {
 	//
 	// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
 	TailJobLog(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -2364,26 +3109,34 @@ type ClientInterface interface {
 	//
 	// Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.
 	//
+	// Needs the scope `jobs:write`, which admin, manager, member have.
+	//
 	// Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
 	RetryJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListLimits List limits
 	//
-	// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+	// What is allowed of the things that jobs share, by key. A new platform has some.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
 	ListLimits(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteLimit Delete a limit
 	//
-	// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+	// What waited for it begins at once, unless its form or another key has a limit.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
 	DeleteLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FindLimit Show a limit
 	//
-	// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+	// The key's own. One that it has by its form is found under that: `host:*`.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
 	FindLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2394,7 +3147,9 @@ type ClientInterface interface {
 	//
 	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 	//
-	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2407,7 +3162,9 @@ type ClientInterface interface {
 	//
 	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 	//
-	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2416,21 +3173,27 @@ type ClientInterface interface {
 
 	// ListPauses List pauses
 	//
-	// What stands still. A queue that was paused in River UI is among them. For admins only.
+	// What stands still. A queue that was paused in River UI is among them.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
 	ListPauses(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeletePause Resume
 	//
-	// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+	// Takes a pause back: what waited begins, in its order and within its limits.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
 	DeletePause(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SetPauseWithBody Pause a queue, a kind, a host
 	//
-	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2439,7 +3202,9 @@ type ClientInterface interface {
 
 	// SetPause Pause a queue, a kind, a host
 	//
-	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2448,28 +3213,67 @@ type ClientInterface interface {
 
 	// ListQueues List queues
 	//
-	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
 	ListQueues(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRoles List roles
+	//
+	// What users of each role may do, by scopes, and how much they may have.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with GET /api/v1/roles (the `ListRoles` operationId).
+	ListRoles(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetRoleQuotaWithBody Set a role's quota
+	//
+	// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+	SetRoleQuotaWithBody(ctx context.Context, name SetRoleQuotaParamsName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetRoleQuota Set a role's quota
+	//
+	// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+	SetRoleQuota(ctx context.Context, name SetRoleQuotaParamsName, body SetRoleQuotaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListScheduleKinds List what can be scheduled
 	//
-	// The kinds of job that a schedule may be of. For admins only.
+	// The kinds of job that a schedule may be of.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/schedule-kinds (the `ListScheduleKinds` operationId).
 	ListScheduleKinds(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListSchedules List schedules
 	//
-	// Oldest first, the platform's own among them. For admins only.
+	// Oldest first, the platform's own among them.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/schedules (the `ListSchedules` operationId).
 	ListSchedules(ctx context.Context, params *ListSchedulesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateScheduleWithBody Make a schedule
 	//
-	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2478,7 +3282,9 @@ type ClientInterface interface {
 
 	// CreateSchedule Make a schedule
 	//
-	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2487,21 +3293,27 @@ type ClientInterface interface {
 
 	// DeleteSchedule Delete a schedule
 	//
-	// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused. For admins only.
+	// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Corresponds with DELETE /api/v1/schedules/{id} (the `DeleteSchedule` operationId).
 	DeleteSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FindSchedule Show a schedule
 	//
-	// With its next ten ticks. For admins only.
+	// With its next ten ticks.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/schedules/{id} (the `FindSchedule` operationId).
 	FindSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// UpdateScheduleWithBody Change a schedule
 	//
-	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -2510,7 +3322,9 @@ type ClientInterface interface {
 
 	// UpdateSchedule Change a schedule
 	//
-	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -2519,49 +3333,221 @@ type ClientInterface interface {
 
 	// PauseSchedule Pause a schedule
 	//
-	// It has no more ticks until it is resumed. A run that is under way goes on. For admins only.
+	// It has no more ticks until it is resumed. A run that is under way goes on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Corresponds with POST /api/v1/schedules/{id}/pause (the `PauseSchedule` operationId).
 	PauseSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ResumeSchedule Resume a schedule
 	//
-	// It goes on with its first tick after now: those that it would have had while it was paused are none. For admins only.
+	// It goes on with its first tick after now: those that it would have had while it was paused are none.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Corresponds with POST /api/v1/schedules/{id}/resume (the `ResumeSchedule` operationId).
 	ResumeSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RunSchedule Run a schedule now
 	//
-	// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says. For admins only.
+	// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Corresponds with POST /api/v1/schedules/{id}/run (the `RunSchedule` operationId).
 	RunSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListScheduleRuns List a schedule's runs
 	//
-	// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run. For admins only.
+	// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/schedules/{id}/runs (the `ListScheduleRuns` operationId).
 	ListScheduleRuns(ctx context.Context, id openapi_types.UUID, params *ListScheduleRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListTokens List API tokens
+	//
+	// Your own, or another user's.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with GET /api/v1/tokens (the `ListTokens` operationId).
+	ListTokens(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTokenWithBody Make an API token
+	//
+	// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateToken Make an API token
+	//
+	// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+	CreateToken(ctx context.Context, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeToken Revoke an API token
+	//
+	// It is refused from now on, at every replica, and the sessions that began with it have ended. Another user's takes the scope users:write.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
+	RevokeToken(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListUsers List users
+	//
+	// By name.
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Corresponds with GET /api/v1/users (the `ListUsers` operationId).
+	ListUsers(ctx context.Context, params *ListUsersParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// InviteUserWithBody Invite somebody
+	//
+	// Makes a user, and a code by which the person sets the password. Send them the link.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+	InviteUserWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// InviteUser Invite somebody
+	//
+	// Makes a user, and a code by which the person sets the password. Send them the link.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+	InviteUser(ctx context.Context, body InviteUserJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// FindMe Who am I?
 	//
-	// The user that the request's token belongs to.
+	// The user that the request's token or session belongs to, what they may do, and how much they have.
+	//
+	// Needs the scope `profile`, which every role has.
 	//
 	// Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 	FindMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ExportMe Export what is kept of you
+	//
+	// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Corresponds with GET /api/v1/users/me/export (the `ExportMe` operationId).
+	ExportMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetMyPasswordWithBody Change your password
+	//
+	// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+	SetMyPasswordWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetMyPassword Change your password
+	//
+	// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+	SetMyPassword(ctx context.Context, body SetMyPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EraseUser Remove a user and all that is kept of them
+	//
+	// Name, password, tokens, sessions and identities are gone when the answer comes, and for good. Downloads and files follow: jobs remove them. What others wish for as well stays theirs. The audit keeps what was done, under an id that names nobody. Export first what is to be kept.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Corresponds with DELETE /api/v1/users/{id} (the `EraseUser` operationId).
+	EraseUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FindUser Show a user
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Corresponds with GET /api/v1/users/{id} (the `FindUser` operationId).
+	FindUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateUserWithBody Change a user
+	//
+	// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+	UpdateUserWithBody(ctx context.Context, id openapi_types.UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateUser Change a user
+	//
+	// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+	UpdateUser(ctx context.Context, id openapi_types.UUID, body UpdateUserJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExportUser Export what is kept of a user
+	//
+	// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Corresponds with GET /api/v1/users/{id}/export (the `ExportUser` operationId).
+	ExportUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// InviteUserAgain Invite a user again
+	//
+	// For who has lost the invitation or forgotten the password: a new code, in place of those before. The password holds until it is taken.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Corresponds with POST /api/v1/users/{id}/invitation (the `InviteUserAgain` operationId).
+	InviteUserAgain(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListWorkers List the platform's processes
 	//
-	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
 	ListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DrainWorker Drain a worker
 	//
-	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
 	DrainWorker(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -2581,9 +3567,89 @@ type ClientInterface interface {
 	Readyz(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
+// ListAccessRules List access rules
+//
+// On which conditions scopes may be used, besides those that roles and tokens set.
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Corresponds with GET /api/v1/access-rules (the `ListAccessRules` operationId).
+func (c *Client) ListAccessRules(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAccessRulesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteAccessRule Delete an access rule
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Corresponds with DELETE /api/v1/access-rules/{name} (the `DeleteAccessRule` operationId).
+func (c *Client) DeleteAccessRule(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteAccessRuleRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetAccessRuleWithBody Set an access rule
+//
+// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+func (c *Client) SetAccessRuleWithBody(ctx context.Context, name string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetAccessRuleRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetAccessRule Set an access rule
+//
+// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+func (c *Client) SetAccessRule(ctx context.Context, name string, body SetAccessRuleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetAccessRuleRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListAudit List what administrators did
 //
-// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year. For admins only.
+// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.
+//
+// Needs the scope `audit:read`, which admin have.
 //
 // Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
 func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2598,11 +3664,182 @@ func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEdit
 	return c.Client.Do(req)
 }
 
+// RedeemInvitationWithBody Take an invitation
+//
+// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+func (c *Client) RedeemInvitationWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRedeemInvitationRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RedeemInvitation Take an invitation
+//
+// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+func (c *Client) RedeemInvitation(ctx context.Context, body RedeemInvitationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRedeemInvitationRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RefreshSession Renew the session
+//
+// Replaces the session's cookies now. It need not be called: any request renews a session that is due. A refresh token that comes a second time ends the session, since one of the two that hold it has stolen it.
+//
+// Corresponds with POST /api/v1/auth/refresh (the `RefreshSession` operationId).
+func (c *Client) RefreshSession(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRefreshSessionRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSessions List your sessions
+//
+// Where you are signed in.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with GET /api/v1/auth/sessions (the `ListSessions` operationId).
+func (c *Client) ListSessions(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSessionsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeSession End one of your sessions
+//
+// It is refused from now on, at every replica.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with DELETE /api/v1/auth/sessions/{id} (the `RevokeSession` operationId).
+func (c *Client) RevokeSession(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeSessionRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SignInWithBody Sign in by name and password
+//
+// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+func (c *Client) SignInWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSignInRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SignIn Sign in by name and password
+//
+// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+func (c *Client) SignIn(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSignInRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SignOut Sign out
+//
+// Ends the session that asks. A bearer of a token has none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with POST /api/v1/auth/sign-out (the `SignOut` operationId).
+func (c *Client) SignOut(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSignOutRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SignOutEverywhere Sign out everywhere
+//
+// Ends all of your sessions, this one too. Tokens go on: they are ended one by one.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with POST /api/v1/auth/sign-out-everywhere (the `SignOutEverywhere` operationId).
+func (c *Client) SignOutEverywhere(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSignOutEverywhereRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListBreakers List breakers
 //
 // The sites that asked for less and are left alone, by key. A breaker is here from when it trips until it closes.
 //
-// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt. For admins only.
+// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/breakers (the `ListBreakers` operationId).
 func (c *Client) ListBreakers(ctx context.Context, params *ListBreakersParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2619,7 +3856,9 @@ func (c *Client) ListBreakers(ctx context.Context, params *ListBreakersParams, r
 
 // ResetBreaker Reset a breaker
 //
-// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again. For admins only.
+// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Corresponds with DELETE /api/v1/breakers/{key} (the `ResetBreaker` operationId).
 func (c *Client) ResetBreaker(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2637,6 +3876,8 @@ func (c *Client) ResetBreaker(ctx context.Context, key string, reqEditors ...Req
 // ListDownloads List downloads
 //
 // Newest first, your own; an admin sees everybody's. Without `parent_id` the list holds what was asked for and leaves out the items of collections; with it, a collection's items in their order.
+//
+// Needs the scope `downloads:read`, which every role has.
 //
 // Corresponds with GET /api/v1/downloads (the `ListDownloads` operationId).
 func (c *Client) ListDownloads(ctx context.Context, params *ListDownloadsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2658,6 +3899,8 @@ func (c *Client) ListDownloads(ctx context.Context, params *ListDownloadsParams,
 // Who wishes for the same again while that is under way gets the same download, with status 200. With an `Idempotency-Key` the very same request can be sent any number of times and makes one download; a key is remembered for at least a day.
 //
 // An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2682,6 +3925,8 @@ func (c *Client) CreateDownloadWithBody(ctx context.Context, params *CreateDownl
 //
 // An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -2701,6 +3946,8 @@ func (c *Client) CreateDownload(ctx context.Context, params *CreateDownloadParam
 //
 // Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Corresponds with DELETE /api/v1/downloads/{id} (the `DeleteDownload` operationId).
 func (c *Client) DeleteDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewDeleteDownloadRequest(c.Server, id)
@@ -2717,6 +3964,8 @@ func (c *Client) DeleteDownload(ctx context.Context, id openapi_types.UUID, reqE
 // FindDownload Show a download
 //
 // With its progress while it runs, its files once it is completed, and why it failed if it did. A collection tells how many of its items are in which state.
+//
+// Needs the scope `downloads:read`, which every role has.
 //
 // Corresponds with GET /api/v1/downloads/{id} (the `FindDownload` operationId).
 func (c *Client) FindDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2735,6 +3984,8 @@ func (c *Client) FindDownload(ctx context.Context, id openapi_types.UUID, reqEdi
 //
 // Ends it, and with a collection its items. It is yours alone: if others wish for the same, it goes on for them; otherwise the worker is stopped within two seconds.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Corresponds with POST /api/v1/downloads/{id}/cancel (the `CancelDownload` operationId).
 func (c *Client) CancelDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelDownloadRequest(c.Server, id)
@@ -2751,6 +4002,8 @@ func (c *Client) CancelDownload(ctx context.Context, id openapi_types.UUID, reqE
 // DownloadNow Download it next
 //
 // Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
 func (c *Client) DownloadNow(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2769,6 +4022,8 @@ func (c *Client) DownloadNow(ctx context.Context, id openapi_types.UUID, reqEdit
 //
 // Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
 func (c *Client) RetryDownload(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRetryDownloadRequest(c.Server, id)
@@ -2785,6 +4040,8 @@ func (c *Client) RetryDownload(ctx context.Context, id openapi_types.UUID, reqEd
 // RetryFailedItems Try a collection's failed items again
 //
 // Puts the items that failed into the queue again, also while others run. The page is not read again.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Corresponds with POST /api/v1/downloads/{id}/retry-failed (the `RetryFailedItems` operationId).
 func (c *Client) RetryFailedItems(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2814,7 +4071,7 @@ func (c *Client) RetryFailedItems(ctx context.Context, id openapi_types.UUID, re
 //	event: download.state
 //	data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
 //
-// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long.
 //
 //	event: worker.lost
 //	data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
@@ -2831,6 +4088,8 @@ func (c *Client) RetryFailedItems(ctx context.Context, id openapi_types.UUID, re
 //
 // The first event of a new stream is `open`: its id is the place where the stream begins. Comments keep quiet connections open. All filters must match; each may be given several times, or several values separated by commas.
 //
+// Needs the scope `events:read`, which every role has.
+//
 // Corresponds with GET /api/v1/events (the `StreamEvents` operationId).
 func (c *Client) StreamEvents(ctx context.Context, params *StreamEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewStreamEventsRequest(c.Server, params)
@@ -2844,9 +4103,30 @@ func (c *Client) StreamEvents(ctx context.Context, params *StreamEventsParams, r
 	return c.Client.Do(req)
 }
 
+// CreateEventTicket Get a ticket for an event stream
+//
+// For an EventSource on another site's page, which can send neither a header nor our cookies: a ticket, good once and for a minute, in place of a token in an address. When a stream breaks, a new ticket opens the next one; `last_event_id` goes on where it broke.
+//
+// Needs the scope `events:read`, which every role has.
+//
+// Corresponds with POST /api/v1/events/ticket (the `CreateEventTicket` operationId).
+func (c *Client) CreateEventTicket(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateEventTicketRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListJobs List jobs
 //
 // Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.
+//
+// Needs the scope `jobs:read`, which every role has.
 //
 // Corresponds with GET /api/v1/jobs (the `ListJobs` operationId).
 func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2865,7 +4145,9 @@ func (c *Client) ListJobs(ctx context.Context, params *ListJobsParams, reqEditor
 //
 // Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 //
-// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2886,7 +4168,9 @@ func (c *Client) BulkJobsWithBody(ctx context.Context, contentType string, body 
 //
 // Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 //
-// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2907,6 +4191,8 @@ func (c *Client) BulkJobs(ctx context.Context, body BulkJobsJSONRequestBody, req
 //
 // With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
 func (c *Client) FindJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewFindJobRequest(c.Server, id)
@@ -2922,7 +4208,9 @@ func (c *Client) FindJob(ctx context.Context, id string, reqEditors ...RequestEd
 
 // SetJobPriorityWithBody Change a job's priority
 //
-// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -2941,7 +4229,9 @@ func (c *Client) SetJobPriorityWithBody(ctx context.Context, id string, contentT
 
 // SetJobPriority Change a job's priority
 //
-// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2962,6 +4252,8 @@ func (c *Client) SetJobPriority(ctx context.Context, id string, body SetJobPrior
 //
 // What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
 func (c *Client) ListAttempts(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListAttemptsRequest(c.Server, id)
@@ -2978,6 +4270,8 @@ func (c *Client) ListAttempts(ctx context.Context, id string, reqEditors ...Requ
 // CancelJob Cancel a job
 //
 // Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
+//
+// Needs the scope `jobs:write`, which admin, manager, member have.
 //
 // Corresponds with POST /api/v1/jobs/{id}/cancel (the `CancelJob` operationId).
 func (c *Client) CancelJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2996,6 +4290,8 @@ func (c *Client) CancelJob(ctx context.Context, id string, reqEditors ...Request
 //
 // What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
 func (c *Client) TailJobLog(ctx context.Context, id string, params *TailJobLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewTailJobLogRequest(c.Server, id, params)
@@ -3013,6 +4309,8 @@ func (c *Client) TailJobLog(ctx context.Context, id string, params *TailJobLogPa
 //
 // Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.
 //
+// Needs the scope `jobs:write`, which admin, manager, member have.
+//
 // Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
 func (c *Client) RetryJob(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRetryJobRequest(c.Server, id)
@@ -3028,7 +4326,9 @@ func (c *Client) RetryJob(ctx context.Context, id string, reqEditors ...RequestE
 
 // ListLimits List limits
 //
-// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+// What is allowed of the things that jobs share, by key. A new platform has some.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/limits (the `ListLimits` operationId).
 func (c *Client) ListLimits(ctx context.Context, params *ListLimitsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3045,7 +4345,9 @@ func (c *Client) ListLimits(ctx context.Context, params *ListLimitsParams, reqEd
 
 // DeleteLimit Delete a limit
 //
-// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+// What waited for it begins at once, unless its form or another key has a limit.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Corresponds with DELETE /api/v1/limits/{key} (the `DeleteLimit` operationId).
 func (c *Client) DeleteLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3062,7 +4364,9 @@ func (c *Client) DeleteLimit(ctx context.Context, key string, reqEditors ...Requ
 
 // FindLimit Show a limit
 //
-// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+// The key's own. One that it has by its form is found under that: `host:*`.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/limits/{key} (the `FindLimit` operationId).
 func (c *Client) FindLimit(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3083,7 +4387,9 @@ func (c *Client) FindLimit(ctx context.Context, key string, reqEditors ...Reques
 //
 // A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 //
-// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3106,7 +4412,9 @@ func (c *Client) SetLimitWithBody(ctx context.Context, key string, contentType s
 //
 // A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 //
-// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3125,7 +4433,9 @@ func (c *Client) SetLimit(ctx context.Context, key string, body SetLimitJSONRequ
 
 // ListPauses List pauses
 //
-// What stands still. A queue that was paused in River UI is among them. For admins only.
+// What stands still. A queue that was paused in River UI is among them.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/pauses (the `ListPauses` operationId).
 func (c *Client) ListPauses(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3142,7 +4452,9 @@ func (c *Client) ListPauses(ctx context.Context, reqEditors ...RequestEditorFn) 
 
 // DeletePause Resume
 //
-// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+// Takes a pause back: what waited begins, in its order and within its limits.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Corresponds with DELETE /api/v1/pauses/{key} (the `DeletePause` operationId).
 func (c *Client) DeletePause(ctx context.Context, key string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3159,7 +4471,9 @@ func (c *Client) DeletePause(ctx context.Context, key string, reqEditors ...Requ
 
 // SetPauseWithBody Pause a queue, a kind, a host
 //
-// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3178,7 +4492,9 @@ func (c *Client) SetPauseWithBody(ctx context.Context, key string, contentType s
 
 // SetPause Pause a queue, a kind, a host
 //
-// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3197,7 +4513,9 @@ func (c *Client) SetPause(ctx context.Context, key string, body SetPauseJSONRequ
 
 // ListQueues List queues
 //
-// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
 func (c *Client) ListQueues(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3212,9 +4530,72 @@ func (c *Client) ListQueues(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
+// ListRoles List roles
+//
+// What users of each role may do, by scopes, and how much they may have.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with GET /api/v1/roles (the `ListRoles` operationId).
+func (c *Client) ListRoles(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRolesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetRoleQuotaWithBody Set a role's quota
+//
+// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+func (c *Client) SetRoleQuotaWithBody(ctx context.Context, name SetRoleQuotaParamsName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetRoleQuotaRequestWithBody(c.Server, name, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetRoleQuota Set a role's quota
+//
+// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+func (c *Client) SetRoleQuota(ctx context.Context, name SetRoleQuotaParamsName, body SetRoleQuotaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetRoleQuotaRequest(c.Server, name, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListScheduleKinds List what can be scheduled
 //
-// The kinds of job that a schedule may be of. For admins only.
+// The kinds of job that a schedule may be of.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/schedule-kinds (the `ListScheduleKinds` operationId).
 func (c *Client) ListScheduleKinds(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3231,7 +4612,9 @@ func (c *Client) ListScheduleKinds(ctx context.Context, reqEditors ...RequestEdi
 
 // ListSchedules List schedules
 //
-// Oldest first, the platform's own among them. For admins only.
+// Oldest first, the platform's own among them.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/schedules (the `ListSchedules` operationId).
 func (c *Client) ListSchedules(ctx context.Context, params *ListSchedulesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3248,7 +4631,9 @@ func (c *Client) ListSchedules(ctx context.Context, params *ListSchedulesParams,
 
 // CreateScheduleWithBody Make a schedule
 //
-// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3267,7 +4652,9 @@ func (c *Client) CreateScheduleWithBody(ctx context.Context, contentType string,
 
 // CreateSchedule Make a schedule
 //
-// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3286,7 +4673,9 @@ func (c *Client) CreateSchedule(ctx context.Context, body CreateScheduleJSONRequ
 
 // DeleteSchedule Delete a schedule
 //
-// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused. For admins only.
+// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Corresponds with DELETE /api/v1/schedules/{id} (the `DeleteSchedule` operationId).
 func (c *Client) DeleteSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3303,7 +4692,9 @@ func (c *Client) DeleteSchedule(ctx context.Context, id openapi_types.UUID, reqE
 
 // FindSchedule Show a schedule
 //
-// With its next ten ticks. For admins only.
+// With its next ten ticks.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/schedules/{id} (the `FindSchedule` operationId).
 func (c *Client) FindSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3320,7 +4711,9 @@ func (c *Client) FindSchedule(ctx context.Context, id openapi_types.UUID, reqEdi
 
 // UpdateScheduleWithBody Change a schedule
 //
-// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -3339,7 +4732,9 @@ func (c *Client) UpdateScheduleWithBody(ctx context.Context, id openapi_types.UU
 
 // UpdateSchedule Change a schedule
 //
-// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3358,7 +4753,9 @@ func (c *Client) UpdateSchedule(ctx context.Context, id openapi_types.UUID, body
 
 // PauseSchedule Pause a schedule
 //
-// It has no more ticks until it is resumed. A run that is under way goes on. For admins only.
+// It has no more ticks until it is resumed. A run that is under way goes on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Corresponds with POST /api/v1/schedules/{id}/pause (the `PauseSchedule` operationId).
 func (c *Client) PauseSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3375,7 +4772,9 @@ func (c *Client) PauseSchedule(ctx context.Context, id openapi_types.UUID, reqEd
 
 // ResumeSchedule Resume a schedule
 //
-// It goes on with its first tick after now: those that it would have had while it was paused are none. For admins only.
+// It goes on with its first tick after now: those that it would have had while it was paused are none.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Corresponds with POST /api/v1/schedules/{id}/resume (the `ResumeSchedule` operationId).
 func (c *Client) ResumeSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3392,7 +4791,9 @@ func (c *Client) ResumeSchedule(ctx context.Context, id openapi_types.UUID, reqE
 
 // RunSchedule Run a schedule now
 //
-// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says. For admins only.
+// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Corresponds with POST /api/v1/schedules/{id}/run (the `RunSchedule` operationId).
 func (c *Client) RunSchedule(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3409,7 +4810,9 @@ func (c *Client) RunSchedule(ctx context.Context, id openapi_types.UUID, reqEdit
 
 // ListScheduleRuns List a schedule's runs
 //
-// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run. For admins only.
+// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/schedules/{id}/runs (the `ListScheduleRuns` operationId).
 func (c *Client) ListScheduleRuns(ctx context.Context, id openapi_types.UUID, params *ListScheduleRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3424,9 +4827,152 @@ func (c *Client) ListScheduleRuns(ctx context.Context, id openapi_types.UUID, pa
 	return c.Client.Do(req)
 }
 
+// ListTokens List API tokens
+//
+// Your own, or another user's.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with GET /api/v1/tokens (the `ListTokens` operationId).
+func (c *Client) ListTokens(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTokensRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTokenWithBody Make an API token
+//
+// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+func (c *Client) CreateTokenWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTokenRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateToken Make an API token
+//
+// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+func (c *Client) CreateToken(ctx context.Context, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTokenRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeToken Revoke an API token
+//
+// It is refused from now on, at every replica, and the sessions that began with it have ended. Another user's takes the scope users:write.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
+func (c *Client) RevokeToken(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeTokenRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListUsers List users
+//
+// By name.
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Corresponds with GET /api/v1/users (the `ListUsers` operationId).
+func (c *Client) ListUsers(ctx context.Context, params *ListUsersParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListUsersRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// InviteUserWithBody Invite somebody
+//
+// Makes a user, and a code by which the person sets the password. Send them the link.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+func (c *Client) InviteUserWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewInviteUserRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// InviteUser Invite somebody
+//
+// Makes a user, and a code by which the person sets the password. Send them the link.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+func (c *Client) InviteUser(ctx context.Context, body InviteUserJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewInviteUserRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // FindMe Who am I?
 //
-// The user that the request's token belongs to.
+// The user that the request's token or session belongs to, what they may do, and how much they have.
+//
+// Needs the scope `profile`, which every role has.
 //
 // Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 func (c *Client) FindMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3441,9 +4987,188 @@ func (c *Client) FindMe(ctx context.Context, reqEditors ...RequestEditorFn) (*ht
 	return c.Client.Do(req)
 }
 
+// ExportMe Export what is kept of you
+//
+// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Corresponds with GET /api/v1/users/me/export (the `ExportMe` operationId).
+func (c *Client) ExportMe(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExportMeRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetMyPasswordWithBody Change your password
+//
+// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+func (c *Client) SetMyPasswordWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetMyPasswordRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetMyPassword Change your password
+//
+// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+func (c *Client) SetMyPassword(ctx context.Context, body SetMyPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetMyPasswordRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EraseUser Remove a user and all that is kept of them
+//
+// Name, password, tokens, sessions and identities are gone when the answer comes, and for good. Downloads and files follow: jobs remove them. What others wish for as well stays theirs. The audit keeps what was done, under an id that names nobody. Export first what is to be kept.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Corresponds with DELETE /api/v1/users/{id} (the `EraseUser` operationId).
+func (c *Client) EraseUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEraseUserRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FindUser Show a user
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Corresponds with GET /api/v1/users/{id} (the `FindUser` operationId).
+func (c *Client) FindUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFindUserRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateUserWithBody Change a user
+//
+// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+func (c *Client) UpdateUserWithBody(ctx context.Context, id openapi_types.UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateUserRequestWithBody(c.Server, id, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateUser Change a user
+//
+// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+func (c *Client) UpdateUser(ctx context.Context, id openapi_types.UUID, body UpdateUserJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateUserRequest(c.Server, id, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExportUser Export what is kept of a user
+//
+// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Corresponds with GET /api/v1/users/{id}/export (the `ExportUser` operationId).
+func (c *Client) ExportUser(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExportUserRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// InviteUserAgain Invite a user again
+//
+// For who has lost the invitation or forgotten the password: a new code, in place of those before. The password holds until it is taken.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Corresponds with POST /api/v1/users/{id}/invitation (the `InviteUserAgain` operationId).
+func (c *Client) InviteUserAgain(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewInviteUserAgainRequest(c.Server, id)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListWorkers List the platform's processes
 //
-// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Corresponds with GET /api/v1/workers (the `ListWorkers` operationId).
 func (c *Client) ListWorkers(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3460,7 +5185,9 @@ func (c *Client) ListWorkers(ctx context.Context, reqEditors ...RequestEditorFn)
 
 // DrainWorker Drain a worker
 //
-// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Corresponds with POST /api/v1/workers/{id}/drain (the `DrainWorker` operationId).
 func (c *Client) DrainWorker(ctx context.Context, id string, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -3507,6 +5234,114 @@ func (c *Client) Readyz(ctx context.Context, reqEditors ...RequestEditorFn) (*ht
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewListAccessRulesRequest constructs an http.Request for the ListAccessRules method
+func NewListAccessRulesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/access-rules")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteAccessRuleRequest constructs an http.Request for the DeleteAccessRule method
+func NewDeleteAccessRuleRequest(server string, name string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/access-rules/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetAccessRuleRequest calls the generic SetAccessRule builder with application/json body
+func NewSetAccessRuleRequest(server string, name string, body SetAccessRuleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetAccessRuleRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewSetAccessRuleRequestWithBody constructs an http.Request for the SetAccessRule method, with any body, and a specified content type
+func NewSetAccessRuleRequestWithBody(server string, name string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/access-rules/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
 }
 
 // NewListAuditRequest constructs an http.Request for the ListAudit method
@@ -3616,6 +5451,228 @@ func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request,
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRedeemInvitationRequest calls the generic RedeemInvitation builder with application/json body
+func NewRedeemInvitationRequest(server string, body RedeemInvitationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRedeemInvitationRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewRedeemInvitationRequestWithBody constructs an http.Request for the RedeemInvitation method, with any body, and a specified content type
+func NewRedeemInvitationRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/invitation")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRefreshSessionRequest constructs an http.Request for the RefreshSession method
+func NewRefreshSessionRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/refresh")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListSessionsRequest constructs an http.Request for the ListSessions method
+func NewListSessionsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/sessions")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRevokeSessionRequest constructs an http.Request for the RevokeSession method
+func NewRevokeSessionRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/sessions/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSignInRequest calls the generic SignIn builder with application/json body
+func NewSignInRequest(server string, body SignInJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSignInRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSignInRequestWithBody constructs an http.Request for the SignIn method, with any body, and a specified content type
+func NewSignInRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/sign-in")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSignOutRequest constructs an http.Request for the SignOut method
+func NewSignOutRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/sign-out")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSignOutEverywhereRequest constructs an http.Request for the SignOutEverywhere method
+func NewSignOutEverywhereRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/auth/sign-out-everywhere")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -4172,6 +6229,18 @@ func NewStreamEventsRequest(server string, params *StreamEventsParams) (*http.Re
 
 		}
 
+		if params.Ticket != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "ticket", *params.Ticket, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.LastEventID != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "last_event_id", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
@@ -4191,6 +6260,33 @@ func NewStreamEventsRequest(server string, params *StreamEventsParams) (*http.Re
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateEventTicketRequest constructs an http.Request for the CreateEventTicket method
+func NewCreateEventTicketRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/events/ticket")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -4972,6 +7068,80 @@ func NewListQueuesRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListRolesRequest constructs an http.Request for the ListRoles method
+func NewListRolesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/roles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetRoleQuotaRequest calls the generic SetRoleQuota builder with application/json body
+func NewSetRoleQuotaRequest(server string, name SetRoleQuotaParamsName, body SetRoleQuotaJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetRoleQuotaRequestWithBody(server, name, "application/json", bodyReader)
+}
+
+// NewSetRoleQuotaRequestWithBody constructs an http.Request for the SetRoleQuota method, with any body, and a specified content type
+func NewSetRoleQuotaRequestWithBody(server string, name SetRoleQuotaParamsName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/roles/%s/quota", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListScheduleKindsRequest constructs an http.Request for the ListScheduleKinds method
 func NewListScheduleKindsRequest(server string) (*http.Request, error) {
 	var err error
@@ -5395,6 +7565,240 @@ func NewListScheduleRunsRequest(server string, id openapi_types.UUID, params *Li
 	return req, nil
 }
 
+// NewListTokensRequest constructs an http.Request for the ListTokens method
+func NewListTokensRequest(server string, params *ListTokensParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/tokens")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.UserID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "user_id", *params.UserID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateTokenRequest calls the generic CreateToken builder with application/json body
+func NewCreateTokenRequest(server string, body CreateTokenJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateTokenRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewCreateTokenRequestWithBody constructs an http.Request for the CreateToken method, with any body, and a specified content type
+func NewCreateTokenRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/tokens")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRevokeTokenRequest constructs an http.Request for the RevokeToken method
+func NewRevokeTokenRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/tokens/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListUsersRequest constructs an http.Request for the ListUsers method
+func NewListUsersRequest(server string, params *ListUsersParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewInviteUserRequest calls the generic InviteUser builder with application/json body
+func NewInviteUserRequest(server string, body InviteUserJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewInviteUserRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewInviteUserRequestWithBody constructs an http.Request for the InviteUser method, with any body, and a specified content type
+func NewInviteUserRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewFindMeRequest constructs an http.Request for the FindMe method
 func NewFindMeRequest(server string) (*http.Request, error) {
 	var err error
@@ -5415,6 +7819,256 @@ func NewFindMeRequest(server string) (*http.Request, error) {
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExportMeRequest constructs an http.Request for the ExportMe method
+func NewExportMeRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/me/export")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetMyPasswordRequest calls the generic SetMyPassword builder with application/json body
+func NewSetMyPasswordRequest(server string, body SetMyPasswordJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetMyPasswordRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewSetMyPasswordRequestWithBody constructs an http.Request for the SetMyPassword method, with any body, and a specified content type
+func NewSetMyPasswordRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/me/password")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewEraseUserRequest constructs an http.Request for the EraseUser method
+func NewEraseUserRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewFindUserRequest constructs an http.Request for the FindUser method
+func NewFindUserRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateUserRequest calls the generic UpdateUser builder with application/json body
+func NewUpdateUserRequest(server string, id openapi_types.UUID, body UpdateUserJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateUserRequestWithBody(server, id, "application/json", bodyReader)
+}
+
+// NewUpdateUserRequestWithBody constructs an http.Request for the UpdateUser method, with any body, and a specified content type
+func NewUpdateUserRequestWithBody(server string, id openapi_types.UUID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewExportUserRequest constructs an http.Request for the ExportUser method
+func NewExportUserRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/%s/export", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewInviteUserAgainRequest constructs an http.Request for the InviteUserAgain method
+func NewInviteUserAgainRequest(server string, id openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v1/users/%s/invitation", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -5581,20 +8235,155 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// ListAccessRulesWithResponse List access rules
+	//
+	// On which conditions scopes may be used, besides those that roles and tokens set.
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/access-rules (the `ListAccessRules` operationId).
+	ListAccessRulesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListAccessRulesResponse, error)
+
+	// DeleteAccessRuleWithResponse Delete an access rule
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/access-rules/{name} (the `DeleteAccessRule` operationId).
+	DeleteAccessRuleWithResponse(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*DeleteAccessRuleResponse, error)
+
+	// SetAccessRuleWithBodyWithResponse Set an access rule
+	//
+	// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+	SetAccessRuleWithBodyWithResponse(ctx context.Context, name string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetAccessRuleResponse, error)
+
+	// SetAccessRuleWithResponse Set an access rule
+	//
+	// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+	SetAccessRuleWithResponse(ctx context.Context, name string, body SetAccessRuleJSONRequestBody, reqEditors ...RequestEditorFn) (*SetAccessRuleResponse, error)
+
 	// ListAuditWithResponse List what administrators did
 	//
-	// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year. For admins only.
+	// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.
+	//
+	// Needs the scope `audit:read`, which admin have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/audit (the `ListAudit` operationId).
 	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error)
 
+	// RedeemInvitationWithBodyWithResponse Take an invitation
+	//
+	// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+	RedeemInvitationWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RedeemInvitationResponse, error)
+
+	// RedeemInvitationWithResponse Take an invitation
+	//
+	// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+	RedeemInvitationWithResponse(ctx context.Context, body RedeemInvitationJSONRequestBody, reqEditors ...RequestEditorFn) (*RedeemInvitationResponse, error)
+
+	// RefreshSessionWithResponse Renew the session
+	//
+	// Replaces the session's cookies now. It need not be called: any request renews a session that is due. A refresh token that comes a second time ends the session, since one of the two that hold it has stolen it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/refresh (the `RefreshSession` operationId).
+	RefreshSessionWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RefreshSessionResponse, error)
+
+	// ListSessionsWithResponse List your sessions
+	//
+	// Where you are signed in.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/auth/sessions (the `ListSessions` operationId).
+	ListSessionsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSessionsResponse, error)
+
+	// RevokeSessionWithResponse End one of your sessions
+	//
+	// It is refused from now on, at every replica.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/auth/sessions/{id} (the `RevokeSession` operationId).
+	RevokeSessionWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RevokeSessionResponse, error)
+
+	// SignInWithBodyWithResponse Sign in by name and password
+	//
+	// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+	SignInWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SignInResponse, error)
+
+	// SignInWithResponse Sign in by name and password
+	//
+	// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+	SignInWithResponse(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*SignInResponse, error)
+
+	// SignOutWithResponse Sign out
+	//
+	// Ends the session that asks. A bearer of a token has none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/sign-out (the `SignOut` operationId).
+	SignOutWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SignOutResponse, error)
+
+	// SignOutEverywhereWithResponse Sign out everywhere
+	//
+	// Ends all of your sessions, this one too. Tokens go on: they are ended one by one.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/auth/sign-out-everywhere (the `SignOutEverywhere` operationId).
+	SignOutEverywhereWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SignOutEverywhereResponse, error)
+
 	// ListBreakersWithResponse List breakers
 	//
 	// The sites that asked for less and are left alone, by key. A breaker is here from when it trips until it closes.
 	//
-	// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt. For admins only.
+	// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5603,7 +8392,9 @@ type ClientWithResponsesInterface interface {
 
 	// ResetBreakerWithResponse Reset a breaker
 	//
-	// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again. For admins only.
+	// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5613,6 +8404,8 @@ type ClientWithResponsesInterface interface {
 	// ListDownloadsWithResponse List downloads
 	//
 	// Newest first, your own; an admin sees everybody's. Without `parent_id` the list holds what was asked for and leaves out the items of collections; with it, a collection's items in their order.
+	//
+	// Needs the scope `downloads:read`, which every role has.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5627,6 +8420,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -5640,6 +8435,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -5648,6 +8445,8 @@ type ClientWithResponsesInterface interface {
 	// DeleteDownloadWithResponse Delete a download and its files
 	//
 	// Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5658,6 +8457,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// With its progress while it runs, its files once it is completed, and why it failed if it did. A collection tells how many of its items are in which state.
 	//
+	// Needs the scope `downloads:read`, which every role has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/downloads/{id} (the `FindDownload` operationId).
@@ -5666,6 +8467,8 @@ type ClientWithResponsesInterface interface {
 	// CancelDownloadWithResponse Cancel a download
 	//
 	// Ends it, and with a collection its items. It is yours alone: if others wish for the same, it goes on for them; otherwise the worker is stopped within two seconds.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5676,6 +8479,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
@@ -5685,6 +8490,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
 	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
@@ -5693,6 +8500,8 @@ type ClientWithResponsesInterface interface {
 	// RetryFailedItemsWithResponse Try a collection's failed items again
 	//
 	// Puts the items that failed into the queue again, also while others run. The page is not read again.
+	//
+	// Needs the scope `downloads:write`, which admin, manager, member have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5714,7 +8523,7 @@ type ClientWithResponsesInterface interface {
 	//     event: download.state
 	//     data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
 	//
-	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+	// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long.
 	//
 	//     event: worker.lost
 	//     data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
@@ -5731,14 +8540,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// The first event of a new stream is `open`: its id is the place where the stream begins. Comments keep quiet connections open. All filters must match; each may be given several times, or several values separated by commas.
 	//
+	// Needs the scope `events:read`, which every role has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/events (the `StreamEvents` operationId).
 	StreamEventsWithResponse(ctx context.Context, params *StreamEventsParams, reqEditors ...RequestEditorFn) (*StreamEventsResponse, error)
 
+	// CreateEventTicketWithResponse Get a ticket for an event stream
+	//
+	// For an EventSource on another site's page, which can send neither a header nor our cookies: a ticket, good once and for a minute, in place of a token in an address. When a stream breaks, a new ticket opens the next one; `last_event_id` goes on where it broke.
+	//
+	// Needs the scope `events:read`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/events/ticket (the `CreateEventTicket` operationId).
+	CreateEventTicketWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*CreateEventTicketResponse, error)
+
 	// ListJobsWithResponse List jobs
 	//
 	// Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.
+	//
+	// Needs the scope `jobs:read`, which every role has.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5749,7 +8573,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 	//
-	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5760,7 +8586,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 	//
-	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+	// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5771,6 +8599,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
@@ -5778,7 +8608,9 @@ type ClientWithResponsesInterface interface {
 
 	// SetJobPriorityWithBodyWithResponse Change a job's priority
 	//
-	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5787,7 +8619,9 @@ type ClientWithResponsesInterface interface {
 
 	// SetJobPriorityWithResponse Change a job's priority
 	//
-	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+	// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5798,6 +8632,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
@@ -5806,6 +8642,8 @@ type ClientWithResponsesInterface interface {
 	// CancelJobWithResponse Cancel a job
 	//
 	// Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
+	//
+	// Needs the scope `jobs:write`, which admin, manager, member have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5816,6 +8654,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
 	//
+	// Needs the scope `jobs:read`, which every role has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
@@ -5825,6 +8665,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.
 	//
+	// Needs the scope `jobs:write`, which admin, manager, member have.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
@@ -5832,7 +8674,9 @@ type ClientWithResponsesInterface interface {
 
 	// ListLimitsWithResponse List limits
 	//
-	// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+	// What is allowed of the things that jobs share, by key. A new platform has some.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5841,7 +8685,9 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteLimitWithResponse Delete a limit
 	//
-	// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+	// What waited for it begins at once, unless its form or another key has a limit.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5850,7 +8696,9 @@ type ClientWithResponsesInterface interface {
 
 	// FindLimitWithResponse Show a limit
 	//
-	// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+	// The key's own. One that it has by its form is found under that: `host:*`.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5863,7 +8711,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 	//
-	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5876,7 +8726,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 	//
-	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+	// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5885,7 +8737,9 @@ type ClientWithResponsesInterface interface {
 
 	// ListPausesWithResponse List pauses
 	//
-	// What stands still. A queue that was paused in River UI is among them. For admins only.
+	// What stands still. A queue that was paused in River UI is among them.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5894,7 +8748,9 @@ type ClientWithResponsesInterface interface {
 
 	// DeletePauseWithResponse Resume
 	//
-	// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+	// Takes a pause back: what waited begins, in its order and within its limits.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5903,7 +8759,9 @@ type ClientWithResponsesInterface interface {
 
 	// SetPauseWithBodyWithResponse Pause a queue, a kind, a host
 	//
-	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5912,7 +8770,9 @@ type ClientWithResponsesInterface interface {
 
 	// SetPauseWithResponse Pause a queue, a kind, a host
 	//
-	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+	// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5921,16 +8781,53 @@ type ClientWithResponsesInterface interface {
 
 	// ListQueuesWithResponse List queues
 	//
-	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+	// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/queues (the `ListQueues` operationId).
 	ListQueuesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListQueuesResponse, error)
 
+	// ListRolesWithResponse List roles
+	//
+	// What users of each role may do, by scopes, and how much they may have.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/roles (the `ListRoles` operationId).
+	ListRolesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRolesResponse, error)
+
+	// SetRoleQuotaWithBodyWithResponse Set a role's quota
+	//
+	// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+	SetRoleQuotaWithBodyWithResponse(ctx context.Context, name SetRoleQuotaParamsName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetRoleQuotaResponse, error)
+
+	// SetRoleQuotaWithResponse Set a role's quota
+	//
+	// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+	SetRoleQuotaWithResponse(ctx context.Context, name SetRoleQuotaParamsName, body SetRoleQuotaJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRoleQuotaResponse, error)
+
 	// ListScheduleKindsWithResponse List what can be scheduled
 	//
-	// The kinds of job that a schedule may be of. For admins only.
+	// The kinds of job that a schedule may be of.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5939,7 +8836,9 @@ type ClientWithResponsesInterface interface {
 
 	// ListSchedulesWithResponse List schedules
 	//
-	// Oldest first, the platform's own among them. For admins only.
+	// Oldest first, the platform's own among them.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5948,7 +8847,9 @@ type ClientWithResponsesInterface interface {
 
 	// CreateScheduleWithBodyWithResponse Make a schedule
 	//
-	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5957,7 +8858,9 @@ type ClientWithResponsesInterface interface {
 
 	// CreateScheduleWithResponse Make a schedule
 	//
-	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+	// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5966,7 +8869,9 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteScheduleWithResponse Delete a schedule
 	//
-	// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused. For admins only.
+	// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5975,7 +8880,9 @@ type ClientWithResponsesInterface interface {
 
 	// FindScheduleWithResponse Show a schedule
 	//
-	// With its next ten ticks. For admins only.
+	// With its next ten ticks.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5984,7 +8891,9 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateScheduleWithBodyWithResponse Change a schedule
 	//
-	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5993,7 +8902,9 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateScheduleWithResponse Change a schedule
 	//
-	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+	// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -6002,7 +8913,9 @@ type ClientWithResponsesInterface interface {
 
 	// PauseScheduleWithResponse Pause a schedule
 	//
-	// It has no more ticks until it is resumed. A run that is under way goes on. For admins only.
+	// It has no more ticks until it is resumed. A run that is under way goes on.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6011,7 +8924,9 @@ type ClientWithResponsesInterface interface {
 
 	// ResumeScheduleWithResponse Resume a schedule
 	//
-	// It goes on with its first tick after now: those that it would have had while it was paused are none. For admins only.
+	// It goes on with its first tick after now: those that it would have had while it was paused are none.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6020,7 +8935,9 @@ type ClientWithResponsesInterface interface {
 
 	// RunScheduleWithResponse Run a schedule now
 	//
-	// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says. For admins only.
+	// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says.
+	//
+	// Needs the scope `schedules:write`, which admin have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6029,25 +8946,205 @@ type ClientWithResponsesInterface interface {
 
 	// ListScheduleRunsWithResponse List a schedule's runs
 	//
-	// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run. For admins only.
+	// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run.
+	//
+	// Needs the scope `schedules:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/schedules/{id}/runs (the `ListScheduleRuns` operationId).
 	ListScheduleRunsWithResponse(ctx context.Context, id openapi_types.UUID, params *ListScheduleRunsParams, reqEditors ...RequestEditorFn) (*ListScheduleRunsResponse, error)
 
+	// ListTokensWithResponse List API tokens
+	//
+	// Your own, or another user's.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/tokens (the `ListTokens` operationId).
+	ListTokensWithResponse(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*ListTokensResponse, error)
+
+	// CreateTokenWithBodyWithResponse Make an API token
+	//
+	// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error)
+
+	// CreateTokenWithResponse Make an API token
+	//
+	// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+	CreateTokenWithResponse(ctx context.Context, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error)
+
+	// RevokeTokenWithResponse Revoke an API token
+	//
+	// It is refused from now on, at every replica, and the sessions that began with it have ended. Another user's takes the scope users:write.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
+	RevokeTokenWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RevokeTokenResponse, error)
+
+	// ListUsersWithResponse List users
+	//
+	// By name.
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/users (the `ListUsers` operationId).
+	ListUsersWithResponse(ctx context.Context, params *ListUsersParams, reqEditors ...RequestEditorFn) (*ListUsersResponse, error)
+
+	// InviteUserWithBodyWithResponse Invite somebody
+	//
+	// Makes a user, and a code by which the person sets the password. Send them the link.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+	InviteUserWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*InviteUserResponse, error)
+
+	// InviteUserWithResponse Invite somebody
+	//
+	// Makes a user, and a code by which the person sets the password. Send them the link.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+	InviteUserWithResponse(ctx context.Context, body InviteUserJSONRequestBody, reqEditors ...RequestEditorFn) (*InviteUserResponse, error)
+
 	// FindMeWithResponse Who am I?
 	//
-	// The user that the request's token belongs to.
+	// The user that the request's token or session belongs to, what they may do, and how much they have.
+	//
+	// Needs the scope `profile`, which every role has.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v1/users/me (the `FindMe` operationId).
 	FindMeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*FindMeResponse, error)
 
+	// ExportMeWithResponse Export what is kept of you
+	//
+	// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/users/me/export (the `ExportMe` operationId).
+	ExportMeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ExportMeResponse, error)
+
+	// SetMyPasswordWithBodyWithResponse Change your password
+	//
+	// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+	SetMyPasswordWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetMyPasswordResponse, error)
+
+	// SetMyPasswordWithResponse Change your password
+	//
+	// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+	//
+	// Needs the scope `profile`, which every role has.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+	SetMyPasswordWithResponse(ctx context.Context, body SetMyPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*SetMyPasswordResponse, error)
+
+	// EraseUserWithResponse Remove a user and all that is kept of them
+	//
+	// Name, password, tokens, sessions and identities are gone when the answer comes, and for good. Downloads and files follow: jobs remove them. What others wish for as well stays theirs. The audit keeps what was done, under an id that names nobody. Export first what is to be kept.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v1/users/{id} (the `EraseUser` operationId).
+	EraseUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*EraseUserResponse, error)
+
+	// FindUserWithResponse Show a user
+	//
+	// Needs the scope `users:read`, which admin, manager have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/users/{id} (the `FindUser` operationId).
+	FindUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*FindUserResponse, error)
+
+	// UpdateUserWithBodyWithResponse Change a user
+	//
+	// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+	UpdateUserWithBodyWithResponse(ctx context.Context, id openapi_types.UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateUserResponse, error)
+
+	// UpdateUserWithResponse Change a user
+	//
+	// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+	UpdateUserWithResponse(ctx context.Context, id openapi_types.UUID, body UpdateUserJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateUserResponse, error)
+
+	// ExportUserWithResponse Export what is kept of a user
+	//
+	// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v1/users/{id}/export (the `ExportUser` operationId).
+	ExportUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*ExportUserResponse, error)
+
+	// InviteUserAgainWithResponse Invite a user again
+	//
+	// For who has lost the invitation or forgotten the password: a new code, in place of those before. The password holds until it is taken.
+	//
+	// Needs the scope `users:write`, which admin have.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /api/v1/users/{id}/invitation (the `InviteUserAgain` operationId).
+	InviteUserAgainWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*InviteUserAgainResponse, error)
+
 	// ListWorkersWithResponse List the platform's processes
 	//
-	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+	// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both.
+	//
+	// Needs the scope `queue:read`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6056,7 +9153,9 @@ type ClientWithResponsesInterface interface {
 
 	// DrainWorkerWithResponse Drain a worker
 	//
-	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+	// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again.
+	//
+	// Needs the scope `queue:write`, which admin, manager have.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6080,6 +9179,206 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /readyz (the `Readyz` operationId).
 	ReadyzWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ReadyzResponse, error)
+}
+
+type ListAccessRulesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AccessRuleList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAccessRulesResponse) GetJSON200() *AccessRuleList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListAccessRulesResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAccessRulesResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAccessRulesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAccessRulesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAccessRulesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAccessRulesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteAccessRuleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DeleteAccessRuleResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r DeleteAccessRuleResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteAccessRuleResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteAccessRuleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteAccessRuleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteAccessRuleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteAccessRuleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetAccessRuleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AccessRule
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetAccessRuleResponse) GetJSON200() *AccessRule {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetAccessRuleResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetAccessRuleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetAccessRuleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetAccessRuleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetAccessRuleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
 }
 
 type ListAuditResponse struct {
@@ -6138,6 +9437,475 @@ func (r ListAuditResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListAuditResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RedeemInvitationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RedeemInvitationResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSON429() *Problem {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RedeemInvitationResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RedeemInvitationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RedeemInvitationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RedeemInvitationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RedeemInvitationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RefreshSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RefreshSessionResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r RefreshSessionResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RefreshSessionResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RefreshSessionResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RefreshSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RefreshSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RefreshSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RefreshSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSessionsResponse) GetJSON200() *SessionList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListSessionsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSessionsResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSessionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RevokeSessionResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RevokeSessionResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeSessionResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SignInResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON401 the response for an HTTP 401 `application/problem+json` response
+	ApplicationProblemJSON401 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SignInResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON401 returns the response for an HTTP 401 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON401() *Problem {
+	return r.ApplicationProblemJSON401
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSON429() *Problem {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SignInResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SignInResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SignInResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SignInResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SignInResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SignOutResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SignOutResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r SignOutResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SignOutResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SignOutResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SignOutResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SignOutResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SignOutResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SignOutEverywhereResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SignOutEverywhereResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SignOutEverywhereResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SignOutEverywhereResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SignOutEverywhereResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SignOutEverywhereResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SignOutEverywhereResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6273,6 +10041,8 @@ type ListDownloadsResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *DownloadList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
 	ApplicationProblemJSON422 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
@@ -6282,6 +10052,11 @@ type ListDownloadsResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r ListDownloadsResponse) GetJSON200() *DownloadList {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListDownloadsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
@@ -6342,6 +10117,8 @@ type CreateDownloadResponse struct {
 	JSON202 *Download
 	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
 	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON408 the response for an HTTP 408 `application/problem+json` response
 	ApplicationProblemJSON408 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -6373,6 +10150,11 @@ func (r CreateDownloadResponse) GetJSON202() *Download {
 // GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
 func (r CreateDownloadResponse) GetApplicationProblemJSON400() *Problem {
 	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CreateDownloadResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON408 returns the response for an HTTP 408 `application/problem+json` response
@@ -6437,12 +10219,19 @@ func (r CreateDownloadResponse) ContentType() string {
 type DeleteDownloadResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
 	ApplicationProblemJSON422 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DeleteDownloadResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6494,6 +10283,8 @@ type FindDownloadResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *Download
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -6505,6 +10296,11 @@ type FindDownloadResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r FindDownloadResponse) GetJSON200() *Download {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindDownloadResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6556,6 +10352,8 @@ type CancelDownloadResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *Download
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -6569,6 +10367,11 @@ type CancelDownloadResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r CancelDownloadResponse) GetJSON200() *Download {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CancelDownloadResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6625,6 +10428,8 @@ type DownloadNowResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *Download
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -6638,6 +10443,11 @@ type DownloadNowResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r DownloadNowResponse) GetJSON200() *Download {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r DownloadNowResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6694,6 +10504,8 @@ type RetryDownloadResponse struct {
 	HTTPResponse *http.Response
 	// JSON202 the response for an HTTP 202 `application/json` response
 	JSON202 *Download
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -6707,6 +10519,11 @@ type RetryDownloadResponse struct {
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
 func (r RetryDownloadResponse) GetJSON202() *Download {
 	return r.JSON202
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RetryDownloadResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6763,6 +10580,8 @@ type RetryFailedItemsResponse struct {
 	HTTPResponse *http.Response
 	// JSON202 the response for an HTTP 202 `application/json` response
 	JSON202 *Download
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -6776,6 +10595,11 @@ type RetryFailedItemsResponse struct {
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
 func (r RetryFailedItemsResponse) GetJSON202() *Download {
 	return r.JSON202
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RetryFailedItemsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -6889,11 +10713,68 @@ func (r StreamEventsResponse) ContentType() string {
 	return ""
 }
 
+type CreateEventTicketResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Ticket
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateEventTicketResponse) GetJSON201() *Ticket {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CreateEventTicketResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateEventTicketResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateEventTicketResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateEventTicketResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateEventTicketResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateEventTicketResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListJobsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *JobList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
 	ApplicationProblemJSON422 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
@@ -6903,6 +10784,11 @@ type ListJobsResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r ListJobsResponse) GetJSON200() *JobList {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListJobsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
@@ -7032,6 +10918,8 @@ type FindJobResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *Job
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -7043,6 +10931,11 @@ type FindJobResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r FindJobResponse) GetJSON200() *Job {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindJobResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -7191,6 +11084,8 @@ type ListAttemptsResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *AttemptList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -7202,6 +11097,11 @@ type ListAttemptsResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r ListAttemptsResponse) GetJSON200() *AttemptList {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListAttemptsResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -7253,6 +11153,8 @@ type CancelJobResponse struct {
 	HTTPResponse *http.Response
 	// JSON202 the response for an HTTP 202 `application/json` response
 	JSON202 *Job
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -7266,6 +11168,11 @@ type CancelJobResponse struct {
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
 func (r CancelJobResponse) GetJSON202() *Job {
 	return r.JSON202
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CancelJobResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -7322,6 +11229,8 @@ type TailJobLogResponse struct {
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
 	JSON200 *JobLog
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
@@ -7333,6 +11242,11 @@ type TailJobLogResponse struct {
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
 func (r TailJobLogResponse) GetJSON200() *JobLog {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r TailJobLogResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -7384,6 +11298,8 @@ type RetryJobResponse struct {
 	HTTPResponse *http.Response
 	// JSON202 the response for an HTTP 202 `application/json` response
 	JSON202 *Job
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
 	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
 	ApplicationProblemJSON404 *Problem
 	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
@@ -7397,6 +11313,11 @@ type RetryJobResponse struct {
 // GetJSON202 returns the response for an HTTP 202 `application/json` response
 func (r RetryJobResponse) GetJSON202() *Job {
 	return r.JSON202
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RetryJobResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
@@ -7973,6 +11894,144 @@ func (r ListQueuesResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListQueuesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListRolesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RoleList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRolesResponse) GetJSON200() *RoleList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListRolesResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRolesResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRolesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRolesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRolesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRolesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetRoleQuotaResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Role
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetRoleQuotaResponse) GetJSON200() *Role {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetRoleQuotaResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetRoleQuotaResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetRoleQuotaResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetRoleQuotaResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetRoleQuotaResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8697,18 +12756,398 @@ func (r ListScheduleRunsResponse) ContentType() string {
 	return ""
 }
 
-type FindMeResponse struct {
+type ListTokensResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
-	JSON200 *User
+	JSON200 *TokenList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r FindMeResponse) GetJSON200() *User {
+func (r ListTokensResponse) GetJSON200() *TokenList {
 	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListTokensResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ListTokensResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTokensResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTokensResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTokensResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTokensResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTokensResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateTokenResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *NewToken
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateTokenResponse) GetJSON201() *NewToken {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateTokenResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateTokenResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateTokenResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateTokenResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateTokenResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r RevokeTokenResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r RevokeTokenResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r RevokeTokenResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevokeTokenResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeTokenResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeTokenResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeTokenResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeTokenResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListUsersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UserList
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListUsersResponse) GetJSON200() *UserList {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ListUsersResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r ListUsersResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListUsersResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListUsersResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListUsersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListUsersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListUsersResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type InviteUserResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Invitation
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r InviteUserResponse) GetJSON201() *Invitation {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r InviteUserResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r InviteUserResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r InviteUserResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r InviteUserResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r InviteUserResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type FindMeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Me
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FindMeResponse) GetJSON200() *Me {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindMeResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
 }
 
 // GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
@@ -8739,6 +13178,482 @@ func (r FindMeResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r FindMeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ExportMeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ExportMeResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExportMeResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExportMeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExportMeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExportMeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExportMeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetMyPasswordResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSON429 the response for an HTTP 429 `application/problem+json` response
+	ApplicationProblemJSON429 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSON429 returns the response for an HTTP 429 `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSON429() *Problem {
+	return r.ApplicationProblemJSON429
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetMyPasswordResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetMyPasswordResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetMyPasswordResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetMyPasswordResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetMyPasswordResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type EraseUserResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r EraseUserResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r EraseUserResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r EraseUserResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EraseUserResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EraseUserResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EraseUserResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EraseUserResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EraseUserResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type FindUserResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *User
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FindUserResponse) GetJSON200() *User {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r FindUserResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r FindUserResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FindUserResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FindUserResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FindUserResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FindUserResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FindUserResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateUserResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *User
+	// ApplicationProblemJSON400 the response for an HTTP 400 `application/problem+json` response
+	ApplicationProblemJSON400 *Problem
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSON413 the response for an HTTP 413 `application/problem+json` response
+	ApplicationProblemJSON413 *Problem
+	// ApplicationProblemJSON415 the response for an HTTP 415 `application/problem+json` response
+	ApplicationProblemJSON415 *Problem
+	// ApplicationProblemJSON422 the response for an HTTP 422 `application/problem+json` response
+	ApplicationProblemJSON422 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateUserResponse) GetJSON200() *User {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON400 returns the response for an HTTP 400 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON400() *Problem {
+	return r.ApplicationProblemJSON400
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSON413 returns the response for an HTTP 413 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON413() *Problem {
+	return r.ApplicationProblemJSON413
+}
+
+// GetApplicationProblemJSON415 returns the response for an HTTP 415 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON415() *Problem {
+	return r.ApplicationProblemJSON415
+}
+
+// GetApplicationProblemJSON422 returns the response for an HTTP 422 `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSON422() *Problem {
+	return r.ApplicationProblemJSON422
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateUserResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateUserResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateUserResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateUserResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateUserResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ExportUserResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r ExportUserResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r ExportUserResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExportUserResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExportUserResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExportUserResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExportUserResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExportUserResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type InviteUserAgainResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Invitation
+	// ApplicationProblemJSON403 the response for an HTTP 403 `application/problem+json` response
+	ApplicationProblemJSON403 *Problem
+	// ApplicationProblemJSON404 the response for an HTTP 404 `application/problem+json` response
+	ApplicationProblemJSON404 *Problem
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Problem
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r InviteUserAgainResponse) GetJSON201() *Invitation {
+	return r.JSON201
+}
+
+// GetApplicationProblemJSON403 returns the response for an HTTP 403 `application/problem+json` response
+func (r InviteUserAgainResponse) GetApplicationProblemJSON403() *Problem {
+	return r.ApplicationProblemJSON403
+}
+
+// GetApplicationProblemJSON404 returns the response for an HTTP 404 `application/problem+json` response
+func (r InviteUserAgainResponse) GetApplicationProblemJSON404() *Problem {
+	return r.ApplicationProblemJSON404
+}
+
+// GetApplicationProblemJSON409 returns the response for an HTTP 409 `application/problem+json` response
+func (r InviteUserAgainResponse) GetApplicationProblemJSON409() *Problem {
+	return r.ApplicationProblemJSON409
+}
+
+// GetApplicationProblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r InviteUserAgainResponse) GetApplicationProblemJSONDefault() *Problem {
+	return r.ApplicationProblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r InviteUserAgainResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r InviteUserAgainResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r InviteUserAgainResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r InviteUserAgainResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8979,9 +13894,77 @@ func (r ReadyzResponse) ContentType() string {
 	return ""
 }
 
+// ListAccessRulesWithResponse List access rules
+//
+// On which conditions scopes may be used, besides those that roles and tokens set.
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/access-rules (the `ListAccessRules` operationId).
+func (c *ClientWithResponses) ListAccessRulesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListAccessRulesResponse, error) {
+	rsp, err := c.ListAccessRules(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAccessRulesResponse(rsp)
+}
+
+// DeleteAccessRuleWithResponse Delete an access rule
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/access-rules/{name} (the `DeleteAccessRule` operationId).
+func (c *ClientWithResponses) DeleteAccessRuleWithResponse(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*DeleteAccessRuleResponse, error) {
+	rsp, err := c.DeleteAccessRule(ctx, name, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteAccessRuleResponse(rsp)
+}
+
+// SetAccessRuleWithBodyWithResponse Set an access rule
+//
+// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+func (c *ClientWithResponses) SetAccessRuleWithBodyWithResponse(ctx context.Context, name string, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetAccessRuleResponse, error) {
+	rsp, err := c.SetAccessRuleWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetAccessRuleResponse(rsp)
+}
+
+// SetAccessRuleWithResponse Set an access rule
+//
+// Whom it names may use its scopes only from its networks and within its windows, from their next request on, at every replica. All rules must allow what is asked for. A rule that would refuse you, here and now, is refused.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/access-rules/{name} (the `SetAccessRule` operationId).
+func (c *ClientWithResponses) SetAccessRuleWithResponse(ctx context.Context, name string, body SetAccessRuleJSONRequestBody, reqEditors ...RequestEditorFn) (*SetAccessRuleResponse, error) {
+	rsp, err := c.SetAccessRule(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetAccessRuleResponse(rsp)
+}
+
 // ListAuditWithResponse List what administrators did
 //
-// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year. For admins only.
+// Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.
+//
+// Needs the scope `audit:read`, which admin have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -8994,11 +13977,156 @@ func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params 
 	return ParseListAuditResponse(rsp)
 }
 
+// RedeemInvitationWithBodyWithResponse Take an invitation
+//
+// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+func (c *ClientWithResponses) RedeemInvitationWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RedeemInvitationResponse, error) {
+	rsp, err := c.RedeemInvitationWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRedeemInvitationResponse(rsp)
+}
+
+// RedeemInvitationWithResponse Take an invitation
+//
+// Sets the password of the user that was invited, and signs in. The first start writes an invitation of the user admin into the file `setup-code` of the data directory. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/invitation (the `RedeemInvitation` operationId).
+func (c *ClientWithResponses) RedeemInvitationWithResponse(ctx context.Context, body RedeemInvitationJSONRequestBody, reqEditors ...RequestEditorFn) (*RedeemInvitationResponse, error) {
+	rsp, err := c.RedeemInvitation(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRedeemInvitationResponse(rsp)
+}
+
+// RefreshSessionWithResponse Renew the session
+//
+// Replaces the session's cookies now. It need not be called: any request renews a session that is due. A refresh token that comes a second time ends the session, since one of the two that hold it has stolen it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/refresh (the `RefreshSession` operationId).
+func (c *ClientWithResponses) RefreshSessionWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RefreshSessionResponse, error) {
+	rsp, err := c.RefreshSession(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRefreshSessionResponse(rsp)
+}
+
+// ListSessionsWithResponse List your sessions
+//
+// Where you are signed in.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/auth/sessions (the `ListSessions` operationId).
+func (c *ClientWithResponses) ListSessionsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListSessionsResponse, error) {
+	rsp, err := c.ListSessions(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSessionsResponse(rsp)
+}
+
+// RevokeSessionWithResponse End one of your sessions
+//
+// It is refused from now on, at every replica.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/auth/sessions/{id} (the `RevokeSession` operationId).
+func (c *ClientWithResponses) RevokeSessionWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RevokeSessionResponse, error) {
+	rsp, err := c.RevokeSession(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeSessionResponse(rsp)
+}
+
+// SignInWithBodyWithResponse Sign in by name and password
+//
+// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+func (c *ClientWithResponses) SignInWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SignInResponse, error) {
+	rsp, err := c.SignInWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSignInResponse(rsp)
+}
+
+// SignInWithResponse Sign in by name and password
+//
+// Begins a session for a browser; programs are better off with an API token. The answer sets cookies: one that no script can read, which is renewed by itself; and `medianest_csrf`, whose value every request that changes something must send back as the header `X-CSRF-Token`. Tries that fail make the next ones wait, by name and by address.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/sign-in (the `SignIn` operationId).
+func (c *ClientWithResponses) SignInWithResponse(ctx context.Context, body SignInJSONRequestBody, reqEditors ...RequestEditorFn) (*SignInResponse, error) {
+	rsp, err := c.SignIn(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSignInResponse(rsp)
+}
+
+// SignOutWithResponse Sign out
+//
+// Ends the session that asks. A bearer of a token has none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/sign-out (the `SignOut` operationId).
+func (c *ClientWithResponses) SignOutWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SignOutResponse, error) {
+	rsp, err := c.SignOut(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSignOutResponse(rsp)
+}
+
+// SignOutEverywhereWithResponse Sign out everywhere
+//
+// Ends all of your sessions, this one too. Tokens go on: they are ended one by one.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/auth/sign-out-everywhere (the `SignOutEverywhere` operationId).
+func (c *ClientWithResponses) SignOutEverywhereWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SignOutEverywhereResponse, error) {
+	rsp, err := c.SignOutEverywhere(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSignOutEverywhereResponse(rsp)
+}
+
 // ListBreakersWithResponse List breakers
 //
 // The sites that asked for less and are left alone, by key. A breaker is here from when it trips until it closes.
 //
-// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt. For admins only.
+// A site that answers that we ask too often (`rate_limited`), or wants proof that no robot is asking (`bot_check`), trips its breaker: none of its jobs begins for a while. Then one does, the probe. If the site answers, the breaker closes and all go on; if it refuses again, the next wait is longer. The jobs wait without spending an attempt.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9013,7 +14141,9 @@ func (c *ClientWithResponses) ListBreakersWithResponse(ctx context.Context, para
 
 // ResetBreakerWithResponse Reset a breaker
 //
-// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again. For admins only.
+// Closes it as if it had never tripped: what waits for it begins at once, as far as limits allow. If the site still refuses, it trips again.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9029,6 +14159,8 @@ func (c *ClientWithResponses) ResetBreakerWithResponse(ctx context.Context, key 
 // ListDownloadsWithResponse List downloads
 //
 // Newest first, your own; an admin sees everybody's. Without `parent_id` the list holds what was asked for and leaves out the items of collections; with it, a collection's items in their order.
+//
+// Needs the scope `downloads:read`, which every role has.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9049,6 +14181,8 @@ func (c *ClientWithResponses) ListDownloadsWithResponse(ctx context.Context, par
 //
 // An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -9068,6 +14202,8 @@ func (c *ClientWithResponses) CreateDownloadWithBodyWithResponse(ctx context.Con
 //
 // An address that cannot be downloaded from is refused here only if that shows from the address itself. Whether a host may be reached, and whether there is media, is found out by the worker and told as the download's failure.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/downloads (the `CreateDownload` operationId).
@@ -9082,6 +14218,8 @@ func (c *ClientWithResponses) CreateDownloadWithResponse(ctx context.Context, pa
 // DeleteDownloadWithResponse Delete a download and its files
 //
 // Cancels it if it runs, and removes it, its items and its files from your part of the library. Other users' files of the same content stay. The files go a moment later.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9098,6 +14236,8 @@ func (c *ClientWithResponses) DeleteDownloadWithResponse(ctx context.Context, id
 //
 // With its progress while it runs, its files once it is completed, and why it failed if it did. A collection tells how many of its items are in which state.
 //
+// Needs the scope `downloads:read`, which every role has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/downloads/{id} (the `FindDownload` operationId).
@@ -9112,6 +14252,8 @@ func (c *ClientWithResponses) FindDownloadWithResponse(ctx context.Context, id o
 // CancelDownloadWithResponse Cancel a download
 //
 // Ends it, and with a collection its items. It is yours alone: if others wish for the same, it goes on for them; otherwise the worker is stopped within two seconds.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9128,6 +14270,8 @@ func (c *ClientWithResponses) CancelDownloadWithResponse(ctx context.Context, id
 //
 // Moves a download that waits, or what waits of a collection's items, to the front of the line: before all else of the same user; for an admin before everybody's. A pause before the next try ends. It still waits for limits, breakers and pauses.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/downloads/{id}/now (the `DownloadNow` operationId).
@@ -9143,6 +14287,8 @@ func (c *ClientWithResponses) DownloadNowWithResponse(ctx context.Context, id op
 //
 // Puts a download that has ended into the queue again. Of a collection, the page is read again and the items that failed or were cancelled are tried again; those in the library are left alone.
 //
+// Needs the scope `downloads:write`, which admin, manager, member have.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/downloads/{id}/retry (the `RetryDownload` operationId).
@@ -9157,6 +14303,8 @@ func (c *ClientWithResponses) RetryDownloadWithResponse(ctx context.Context, id 
 // RetryFailedItemsWithResponse Try a collection's failed items again
 //
 // Puts the items that failed into the queue again, also while others run. The page is not read again.
+//
+// Needs the scope `downloads:write`, which admin, manager, member have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9184,7 +14332,7 @@ func (c *ClientWithResponses) RetryFailedItemsWithResponse(ctx context.Context, 
 //	event: download.state
 //	data: {"download_id":"0199aa3e-…","job_id":"42","state":"running","previous_state":"queued","at":"2026-01-02T03:04:05.690Z"}
 //
-// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long. For admins only.
+// `worker.joined`, `worker.left`, `worker.lost`: a process of the platform has begun, has stopped, or has not been heard of for too long.
 //
 //	event: worker.lost
 //	data: {"worker_id":"nas-7f3a","mode":"work","host":"nas","at":"2026-01-02T03:04:05.678Z"}
@@ -9201,6 +14349,8 @@ func (c *ClientWithResponses) RetryFailedItemsWithResponse(ctx context.Context, 
 //
 // The first event of a new stream is `open`: its id is the place where the stream begins. Comments keep quiet connections open. All filters must match; each may be given several times, or several values separated by commas.
 //
+// Needs the scope `events:read`, which every role has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/events (the `StreamEvents` operationId).
@@ -9212,9 +14362,28 @@ func (c *ClientWithResponses) StreamEventsWithResponse(ctx context.Context, para
 	return ParseStreamEventsResponse(rsp)
 }
 
+// CreateEventTicketWithResponse Get a ticket for an event stream
+//
+// For an EventSource on another site's page, which can send neither a header nor our cookies: a ticket, good once and for a minute, in place of a token in an address. When a stream breaks, a new ticket opens the next one; `last_event_id` goes on where it broke.
+//
+// Needs the scope `events:read`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/events/ticket (the `CreateEventTicket` operationId).
+func (c *ClientWithResponses) CreateEventTicketWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*CreateEventTicketResponse, error) {
+	rsp, err := c.CreateEventTicket(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateEventTicketResponse(rsp)
+}
+
 // ListJobsWithResponse List jobs
 //
 // Newest first: those that work for your downloads; an admin sees all. Jobs that have ended are kept for a while only: downloads are what lasts.
+//
+// Needs the scope `jobs:read`, which every role has.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9231,7 +14400,9 @@ func (c *ClientWithResponses) ListJobsWithResponse(ctx context.Context, params *
 //
 // Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 //
-// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9248,7 +14419,9 @@ func (c *ClientWithResponses) BulkJobsWithBodyWithResponse(ctx context.Context, 
 //
 // Does it to all jobs that the filter fits, in many small steps, for ten seconds at most: while there are more, the answer has a `next_cursor` to go on with. With `dry_run` it only counts them.
 //
-// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason. For admins only.
+// The dead letters are the jobs that are discarded; to redrive them is to retry those of a reason.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9265,6 +14438,8 @@ func (c *ClientWithResponses) BulkJobsWithResponse(ctx context.Context, body Bul
 //
 // With its progress while it runs, and how each attempt failed. A job whose worker was lost goes on elsewhere under the same id, without an attempt spent; the id of the row that it has in River UI from then on finds it as well.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/jobs/{id} (the `FindJob` operationId).
@@ -9278,7 +14453,9 @@ func (c *ClientWithResponses) FindJobWithResponse(ctx context.Context, id string
 
 // SetJobPriorityWithBodyWithResponse Change a job's priority
 //
-// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9293,7 +14470,9 @@ func (c *ClientWithResponses) SetJobPriorityWithBodyWithResponse(ctx context.Con
 
 // SetJobPriorityWithResponse Change a job's priority
 //
-// Moves a job that waits in the line; one that runs keeps the priority for its next attempt. For admins only.
+// Moves a job that waits in the line; one that runs keeps the priority for its next attempt.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9310,6 +14489,8 @@ func (c *ClientWithResponses) SetJobPriorityWithResponse(ctx context.Context, id
 //
 // What became of each try, who worked it, and why it ended, also over the loss of workers. The newest fifty are kept, for as long as the job is.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/jobs/{id}/attempts (the `ListAttempts` operationId).
@@ -9324,6 +14505,8 @@ func (c *ClientWithResponses) ListAttemptsWithResponse(ctx context.Context, id s
 // CancelJobWithResponse Cancel a job
 //
 // Cancels your downloads that it works for, and ends it unless it works for others too; for an admin it ends in any case. A job that waits has ended when the answer comes; one that runs is stopped within two seconds, and the event stream tells when.
+//
+// Needs the scope `jobs:write`, which admin, manager, member have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9340,6 +14523,8 @@ func (c *ClientWithResponses) CancelJobWithResponse(ctx context.Context, id stri
 //
 // What the job said of itself, and what yt-dlp warned of, attempt by attempt. A line can be read a second after it was said. The newest 200 lines are kept, for as long as the job is. Ask again with after to follow a job that runs.
 //
+// Needs the scope `jobs:read`, which every role has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /api/v1/jobs/{id}/log (the `TailJobLog` operationId).
@@ -9355,6 +14540,8 @@ func (c *ClientWithResponses) TailJobLogWithResponse(ctx context.Context, id str
 //
 // Makes a job that failed, was cancelled or waits to be tried again run as soon as a worker is free. Your own downloads that were cancelled follow it again; those that others cancelled do not.
 //
+// Needs the scope `jobs:write`, which admin, manager, member have.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /api/v1/jobs/{id}/retry (the `RetryJob` operationId).
@@ -9368,7 +14555,9 @@ func (c *ClientWithResponses) RetryJobWithResponse(ctx context.Context, id strin
 
 // ListLimitsWithResponse List limits
 //
-// What is allowed of the things that jobs share, by key. A new platform has some. For admins only.
+// What is allowed of the things that jobs share, by key. A new platform has some.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9383,7 +14572,9 @@ func (c *ClientWithResponses) ListLimitsWithResponse(ctx context.Context, params
 
 // DeleteLimitWithResponse Delete a limit
 //
-// What waited for it begins at once, unless its form or another key has a limit. For admins only.
+// What waited for it begins at once, unless its form or another key has a limit.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9398,7 +14589,9 @@ func (c *ClientWithResponses) DeleteLimitWithResponse(ctx context.Context, key s
 
 // FindLimitWithResponse Show a limit
 //
-// The key's own. One that it has by its form is found under that: `host:*`. For admins only.
+// The key's own. One that it has by its form is found under that: `host:*`.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9417,7 +14610,9 @@ func (c *ClientWithResponses) FindLimitWithResponse(ctx context.Context, key str
 //
 // A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 //
-// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9436,7 +14631,9 @@ func (c *ClientWithResponses) SetLimitWithBodyWithResponse(ctx context.Context, 
 //
 // A key's own limit goes before that of its form, also one that says nothing: `{}` frees `host:example.org` from what holds for `host:*`.
 //
-// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue. For admins only.
+// Jobs count under the keys that they name: downloads under the site that they come from (`host:youtube.com` for www.youtube.com and m.youtube.com), the user who asked first, their kind and their queue.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9451,7 +14648,9 @@ func (c *ClientWithResponses) SetLimitWithResponse(ctx context.Context, key stri
 
 // ListPausesWithResponse List pauses
 //
-// What stands still. A queue that was paused in River UI is among them. For admins only.
+// What stands still. A queue that was paused in River UI is among them.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9466,7 +14665,9 @@ func (c *ClientWithResponses) ListPausesWithResponse(ctx context.Context, reqEdi
 
 // DeletePauseWithResponse Resume
 //
-// Takes a pause back: what waited begins, in its order and within its limits. For admins only.
+// Takes a pause back: what waited begins, in its order and within its limits.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9481,7 +14682,9 @@ func (c *ClientWithResponses) DeletePauseWithResponse(ctx context.Context, key s
 
 // SetPauseWithBodyWithResponse Pause a queue, a kind, a host
 //
-// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9496,7 +14699,9 @@ func (c *ClientWithResponses) SetPauseWithBodyWithResponse(ctx context.Context, 
 
 // SetPauseWithResponse Pause a queue, a kind, a host
 //
-// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place. For admins only.
+// Nothing starts under the key when the answer comes, in the whole fleet, and what was about to begin waits again; what runs goes on. It stays so until it is taken back, whatever is restarted meanwhile. Jobs that wait keep their place.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9511,7 +14716,9 @@ func (c *ClientWithResponses) SetPauseWithResponse(ctx context.Context, key stri
 
 // ListQueuesWithResponse List queues
 //
-// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old. For admins only.
+// The queues that jobs are in or workers work, with how much waits, for how long, and how many slots would be of use. Counts stop at 10,000. The answer is at most five seconds old.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9524,9 +14731,62 @@ func (c *ClientWithResponses) ListQueuesWithResponse(ctx context.Context, reqEdi
 	return ParseListQueuesResponse(rsp)
 }
 
+// ListRolesWithResponse List roles
+//
+// What users of each role may do, by scopes, and how much they may have.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/roles (the `ListRoles` operationId).
+func (c *ClientWithResponses) ListRolesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListRolesResponse, error) {
+	rsp, err := c.ListRoles(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRolesResponse(rsp)
+}
+
+// SetRoleQuotaWithBodyWithResponse Set a role's quota
+//
+// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+func (c *ClientWithResponses) SetRoleQuotaWithBodyWithResponse(ctx context.Context, name SetRoleQuotaParamsName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetRoleQuotaResponse, error) {
+	rsp, err := c.SetRoleQuotaWithBody(ctx, name, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetRoleQuotaResponse(rsp)
+}
+
+// SetRoleQuotaWithResponse Set a role's quota
+//
+// For all users of the role of whom nothing else is said. It is asked for when something new is wished for: what is there or under way stays.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/roles/{name}/quota (the `SetRoleQuota` operationId).
+func (c *ClientWithResponses) SetRoleQuotaWithResponse(ctx context.Context, name SetRoleQuotaParamsName, body SetRoleQuotaJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRoleQuotaResponse, error) {
+	rsp, err := c.SetRoleQuota(ctx, name, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetRoleQuotaResponse(rsp)
+}
+
 // ListScheduleKindsWithResponse List what can be scheduled
 //
-// The kinds of job that a schedule may be of. For admins only.
+// The kinds of job that a schedule may be of.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9541,7 +14801,9 @@ func (c *ClientWithResponses) ListScheduleKindsWithResponse(ctx context.Context,
 
 // ListSchedulesWithResponse List schedules
 //
-// Oldest first, the platform's own among them. For admins only.
+// Oldest first, the platform's own among them.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9556,7 +14818,9 @@ func (c *ClientWithResponses) ListSchedulesWithResponse(ctx context.Context, par
 
 // CreateScheduleWithBodyWithResponse Make a schedule
 //
-// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9571,7 +14835,9 @@ func (c *ClientWithResponses) CreateScheduleWithBodyWithResponse(ctx context.Con
 
 // CreateScheduleWithResponse Make a schedule
 //
-// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go. For admins only.
+// Its first tick is after now; the answer has the next ten. A tick is one run, whichever processes are there, come or go.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9586,7 +14852,9 @@ func (c *ClientWithResponses) CreateScheduleWithResponse(ctx context.Context, bo
 
 // DeleteScheduleWithResponse Delete a schedule
 //
-// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused. For admins only.
+// With its history. A job of its that has not ended goes on. The platform's own cannot be deleted, but paused.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9601,7 +14869,9 @@ func (c *ClientWithResponses) DeleteScheduleWithResponse(ctx context.Context, id
 
 // FindScheduleWithResponse Show a schedule
 //
-// With its next ten ticks. For admins only.
+// With its next ten ticks.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9616,7 +14886,9 @@ func (c *ClientWithResponses) FindScheduleWithResponse(ctx context.Context, id o
 
 // UpdateScheduleWithBodyWithResponse Change a schedule
 //
-// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9631,7 +14903,9 @@ func (c *ClientWithResponses) UpdateScheduleWithBodyWithResponse(ctx context.Con
 
 // UpdateScheduleWithResponse Change a schedule
 //
-// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on. For admins only.
+// Makes it what the body says, whole: what is left out has its default. Other times hold from now on. Runs that are under way go on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9646,7 +14920,9 @@ func (c *ClientWithResponses) UpdateScheduleWithResponse(ctx context.Context, id
 
 // PauseScheduleWithResponse Pause a schedule
 //
-// It has no more ticks until it is resumed. A run that is under way goes on. For admins only.
+// It has no more ticks until it is resumed. A run that is under way goes on.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9661,7 +14937,9 @@ func (c *ClientWithResponses) PauseScheduleWithResponse(ctx context.Context, id 
 
 // ResumeScheduleWithResponse Resume a schedule
 //
-// It goes on with its first tick after now: those that it would have had while it was paused are none. For admins only.
+// It goes on with its first tick after now: those that it would have had while it was paused are none.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9676,7 +14954,9 @@ func (c *ClientWithResponses) ResumeScheduleWithResponse(ctx context.Context, id
 
 // RunScheduleWithResponse Run a schedule now
 //
-// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says. For admins only.
+// A run besides those of its ticks, also while it is paused. If the last run has not ended it waits or replaces that, as overlap says.
+//
+// Needs the scope `schedules:write`, which admin have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9691,7 +14971,9 @@ func (c *ClientWithResponses) RunScheduleWithResponse(ctx context.Context, id op
 
 // ListScheduleRunsWithResponse List a schedule's runs
 //
-// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run. For admins only.
+// What became of each tick, newest first. The newest 200 are kept; of ticks that nobody was there for, only the first is listed, and those that are run.
+//
+// Needs the scope `schedules:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9704,9 +14986,130 @@ func (c *ClientWithResponses) ListScheduleRunsWithResponse(ctx context.Context, 
 	return ParseListScheduleRunsResponse(rsp)
 }
 
+// ListTokensWithResponse List API tokens
+//
+// Your own, or another user's.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/tokens (the `ListTokens` operationId).
+func (c *ClientWithResponses) ListTokensWithResponse(ctx context.Context, params *ListTokensParams, reqEditors ...RequestEditorFn) (*ListTokensResponse, error) {
+	rsp, err := c.ListTokens(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTokensResponse(rsp)
+}
+
+// CreateTokenWithBodyWithResponse Make an API token
+//
+// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+func (c *ClientWithResponses) CreateTokenWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error) {
+	rsp, err := c.CreateTokenWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTokenResponse(rsp)
+}
+
+// CreateTokenWithResponse Make an API token
+//
+// For a program that is to act as you. Its secret is in the answer, and nowhere else. A token that is bound to scopes or networks makes none.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/tokens (the `CreateToken` operationId).
+func (c *ClientWithResponses) CreateTokenWithResponse(ctx context.Context, body CreateTokenJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTokenResponse, error) {
+	rsp, err := c.CreateToken(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTokenResponse(rsp)
+}
+
+// RevokeTokenWithResponse Revoke an API token
+//
+// It is refused from now on, at every replica, and the sessions that began with it have ended. Another user's takes the scope users:write.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/tokens/{id} (the `RevokeToken` operationId).
+func (c *ClientWithResponses) RevokeTokenWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*RevokeTokenResponse, error) {
+	rsp, err := c.RevokeToken(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeTokenResponse(rsp)
+}
+
+// ListUsersWithResponse List users
+//
+// By name.
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/users (the `ListUsers` operationId).
+func (c *ClientWithResponses) ListUsersWithResponse(ctx context.Context, params *ListUsersParams, reqEditors ...RequestEditorFn) (*ListUsersResponse, error) {
+	rsp, err := c.ListUsers(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListUsersResponse(rsp)
+}
+
+// InviteUserWithBodyWithResponse Invite somebody
+//
+// Makes a user, and a code by which the person sets the password. Send them the link.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+func (c *ClientWithResponses) InviteUserWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*InviteUserResponse, error) {
+	rsp, err := c.InviteUserWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseInviteUserResponse(rsp)
+}
+
+// InviteUserWithResponse Invite somebody
+//
+// Makes a user, and a code by which the person sets the password. Send them the link.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/users (the `InviteUser` operationId).
+func (c *ClientWithResponses) InviteUserWithResponse(ctx context.Context, body InviteUserJSONRequestBody, reqEditors ...RequestEditorFn) (*InviteUserResponse, error) {
+	rsp, err := c.InviteUser(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseInviteUserResponse(rsp)
+}
+
 // FindMeWithResponse Who am I?
 //
-// The user that the request's token belongs to.
+// The user that the request's token or session belongs to, what they may do, and how much they have.
+//
+// Needs the scope `profile`, which every role has.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9719,9 +15122,162 @@ func (c *ClientWithResponses) FindMeWithResponse(ctx context.Context, reqEditors
 	return ParseFindMeResponse(rsp)
 }
 
+// ExportMeWithResponse Export what is kept of you
+//
+// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/users/me/export (the `ExportMe` operationId).
+func (c *ClientWithResponses) ExportMeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ExportMeResponse, error) {
+	rsp, err := c.ExportMe(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExportMeResponse(rsp)
+}
+
+// SetMyPasswordWithBodyWithResponse Change your password
+//
+// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+func (c *ClientWithResponses) SetMyPasswordWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetMyPasswordResponse, error) {
+	rsp, err := c.SetMyPasswordWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetMyPasswordResponse(rsp)
+}
+
+// SetMyPasswordWithResponse Change your password
+//
+// Ends all of your sessions but the one that asks. It takes the present password, where there is one: who finds a browser signed in cannot keep the account.
+//
+// Needs the scope `profile`, which every role has.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /api/v1/users/me/password (the `SetMyPassword` operationId).
+func (c *ClientWithResponses) SetMyPasswordWithResponse(ctx context.Context, body SetMyPasswordJSONRequestBody, reqEditors ...RequestEditorFn) (*SetMyPasswordResponse, error) {
+	rsp, err := c.SetMyPassword(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetMyPasswordResponse(rsp)
+}
+
+// EraseUserWithResponse Remove a user and all that is kept of them
+//
+// Name, password, tokens, sessions and identities are gone when the answer comes, and for good. Downloads and files follow: jobs remove them. What others wish for as well stays theirs. The audit keeps what was done, under an id that names nobody. Export first what is to be kept.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v1/users/{id} (the `EraseUser` operationId).
+func (c *ClientWithResponses) EraseUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*EraseUserResponse, error) {
+	rsp, err := c.EraseUser(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEraseUserResponse(rsp)
+}
+
+// FindUserWithResponse Show a user
+//
+// Needs the scope `users:read`, which admin, manager have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/users/{id} (the `FindUser` operationId).
+func (c *ClientWithResponses) FindUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*FindUserResponse, error) {
+	rsp, err := c.FindUser(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFindUserResponse(rsp)
+}
+
+// UpdateUserWithBodyWithResponse Change a user
+//
+// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+func (c *ClientWithResponses) UpdateUserWithBodyWithResponse(ctx context.Context, id openapi_types.UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateUserResponse, error) {
+	rsp, err := c.UpdateUserWithBody(ctx, id, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateUserResponse(rsp)
+}
+
+// UpdateUserWithResponse Change a user
+//
+// Role, quota, and whether the user is let in: in force with the user's next request, at every replica. How many jobs of a user run at a time is the limit of the key `user:<id>`: see PUT /limits/{key}. The last admin stays one.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /api/v1/users/{id} (the `UpdateUser` operationId).
+func (c *ClientWithResponses) UpdateUserWithResponse(ctx context.Context, id openapi_types.UUID, body UpdateUserJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateUserResponse, error) {
+	rsp, err := c.UpdateUser(ctx, id, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateUserResponse(rsp)
+}
+
+// ExportUserWithResponse Export what is kept of a user
+//
+// A JSON object a line (`application/x-ndjson`), each with its kind as `record`: user, identity, token, session, download, file, action. No secrets.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v1/users/{id}/export (the `ExportUser` operationId).
+func (c *ClientWithResponses) ExportUserWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*ExportUserResponse, error) {
+	rsp, err := c.ExportUser(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExportUserResponse(rsp)
+}
+
+// InviteUserAgainWithResponse Invite a user again
+//
+// For who has lost the invitation or forgotten the password: a new code, in place of those before. The password holds until it is taken.
+//
+// Needs the scope `users:write`, which admin have.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /api/v1/users/{id}/invitation (the `InviteUserAgain` operationId).
+func (c *ClientWithResponses) InviteUserAgainWithResponse(ctx context.Context, id openapi_types.UUID, reqEditors ...RequestEditorFn) (*InviteUserAgainResponse, error) {
+	rsp, err := c.InviteUserAgain(ctx, id, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseInviteUserAgainResponse(rsp)
+}
+
 // ListWorkersWithResponse List the platform's processes
 //
-// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both. For admins only.
+// Those that serve this API and those that work. One that has stopped is not listed; one that was lost is until another worker has taken its jobs over. The event stream tells of both.
+//
+// Needs the scope `queue:read`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9736,7 +15292,9 @@ func (c *ClientWithResponses) ListWorkersWithResponse(ctx context.Context, reqEd
 
 // DrainWorkerWithResponse Drain a worker
 //
-// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again. For admins only.
+// Has it take no more jobs and hand over those that it has, for others to go on with what has been fetched so far: no job spends an attempt. It begins when it renews its presence, within seconds. The process stays, and so does the API of one of mode up; to have it work again, start it again.
+//
+// Needs the scope `queue:write`, which admin, manager have.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -9779,6 +15337,164 @@ func (c *ClientWithResponses) ReadyzWithResponse(ctx context.Context, reqEditors
 	return ParseReadyzResponse(rsp)
 }
 
+// ParseListAccessRulesResponse parses an HTTP response from a ListAccessRulesWithResponse call
+func ParseListAccessRulesResponse(rsp *http.Response) (*ListAccessRulesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAccessRulesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AccessRuleList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteAccessRuleResponse parses an HTTP response from a DeleteAccessRuleWithResponse call
+func ParseDeleteAccessRuleResponse(rsp *http.Response) (*DeleteAccessRuleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteAccessRuleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetAccessRuleResponse parses an HTTP response from a SetAccessRuleWithResponse call
+func ParseSetAccessRuleResponse(rsp *http.Response) (*SetAccessRuleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetAccessRuleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AccessRule
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListAuditResponse parses an HTTP response from a ListAuditWithResponse call
 func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9813,6 +15529,379 @@ func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRedeemInvitationResponse parses an HTTP response from a RedeemInvitationWithResponse call
+func ParseRedeemInvitationResponse(rsp *http.Response) (*RedeemInvitationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RedeemInvitationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRefreshSessionResponse parses an HTTP response from a RefreshSessionWithResponse call
+func ParseRefreshSessionResponse(rsp *http.Response) (*RefreshSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RefreshSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSessionsResponse parses an HTTP response from a ListSessionsWithResponse call
+func ParseListSessionsResponse(rsp *http.Response) (*ListSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeSessionResponse parses an HTTP response from a RevokeSessionWithResponse call
+func ParseRevokeSessionResponse(rsp *http.Response) (*RevokeSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSignInResponse parses an HTTP response from a SignInWithResponse call
+func ParseSignInResponse(rsp *http.Response) (*SignInResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SignInResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSignOutResponse parses an HTTP response from a SignOutWithResponse call
+func ParseSignOutResponse(rsp *http.Response) (*SignOutResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SignOutResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSignOutEverywhereResponse parses an HTTP response from a SignOutEverywhereWithResponse call
+func ParseSignOutEverywhereResponse(rsp *http.Response) (*SignOutEverywhereResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SignOutEverywhereResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
@@ -9944,6 +16033,13 @@ func ParseListDownloadsResponse(rsp *http.Response) (*ListDownloadsResponse, err
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -9997,6 +16093,13 @@ func ParseCreateDownloadResponse(rsp *http.Response) (*CreateDownloadResponse, e
 			return nil, err
 		}
 		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 408:
 		var dest Problem
@@ -10085,6 +16188,13 @@ func ParseDeleteDownloadResponse(rsp *http.Response) (*DeleteDownloadResponse, e
 	case rsp.StatusCode == 204:
 		break // No content-type
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10132,6 +16242,13 @@ func ParseFindDownloadResponse(rsp *http.Response) (*FindDownloadResponse, error
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10178,6 +16295,13 @@ func ParseCancelDownloadResponse(rsp *http.Response) (*CancelDownloadResponse, e
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
@@ -10233,6 +16357,13 @@ func ParseDownloadNowResponse(rsp *http.Response) (*DownloadNowResponse, error) 
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10287,6 +16418,13 @@ func ParseRetryDownloadResponse(rsp *http.Response) (*RetryDownloadResponse, err
 		}
 		response.JSON202 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10340,6 +16478,13 @@ func ParseRetryFailedItemsResponse(rsp *http.Response) (*RetryFailedItemsRespons
 			return nil, err
 		}
 		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
@@ -10421,6 +16566,46 @@ func ParseStreamEventsResponse(rsp *http.Response) (*StreamEventsResponse, error
 	return response, nil
 }
 
+// ParseCreateEventTicketResponse parses an HTTP response from a CreateEventTicketWithResponse call
+func ParseCreateEventTicketResponse(rsp *http.Response) (*CreateEventTicketResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateEventTicketResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Ticket
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListJobsResponse parses an HTTP response from a ListJobsWithResponse call
 func ParseListJobsResponse(rsp *http.Response) (*ListJobsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10441,6 +16626,13 @@ func ParseListJobsResponse(rsp *http.Response) (*ListJobsResponse, error) {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
 		var dest Problem
@@ -10549,6 +16741,13 @@ func ParseFindJobResponse(rsp *http.Response) (*FindJobResponse, error) {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
@@ -10679,6 +16878,13 @@ func ParseListAttemptsResponse(rsp *http.Response) (*ListAttemptsResponse, error
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10725,6 +16931,13 @@ func ParseCancelJobResponse(rsp *http.Response) (*CancelJobResponse, error) {
 			return nil, err
 		}
 		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
@@ -10780,6 +16993,13 @@ func ParseTailJobLogResponse(rsp *http.Response) (*TailJobLogResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -10826,6 +17046,13 @@ func ParseRetryJobResponse(rsp *http.Response) (*RetryJobResponse, error) {
 			return nil, err
 		}
 		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
 		var dest Problem
@@ -11264,6 +17491,114 @@ func ParseListQueuesResponse(rsp *http.Response) (*ListQueuesResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRolesResponse parses an HTTP response from a ListRolesWithResponse call
+func ParseListRolesResponse(rsp *http.Response) (*ListRolesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRolesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RoleList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetRoleQuotaResponse parses an HTTP response from a SetRoleQuotaWithResponse call
+func ParseSetRoleQuotaResponse(rsp *http.Response) (*SetRoleQuotaResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetRoleQuotaResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
@@ -11848,6 +18183,307 @@ func ParseListScheduleRunsResponse(rsp *http.Response) (*ListScheduleRunsRespons
 	return response, nil
 }
 
+// ParseListTokensResponse parses an HTTP response from a ListTokensWithResponse call
+func ParseListTokensResponse(rsp *http.Response) (*ListTokensResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTokensResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TokenList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateTokenResponse parses an HTTP response from a CreateTokenWithResponse call
+func ParseCreateTokenResponse(rsp *http.Response) (*CreateTokenResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateTokenResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest NewToken
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeTokenResponse parses an HTTP response from a RevokeTokenWithResponse call
+func ParseRevokeTokenResponse(rsp *http.Response) (*RevokeTokenResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeTokenResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListUsersResponse parses an HTTP response from a ListUsersWithResponse call
+func ParseListUsersResponse(rsp *http.Response) (*ListUsersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListUsersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UserList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseInviteUserResponse parses an HTTP response from a InviteUserWithResponse call
+func ParseInviteUserResponse(rsp *http.Response) (*InviteUserResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &InviteUserResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Invitation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseFindMeResponse parses an HTTP response from a FindMeWithResponse call
 func ParseFindMeResponse(rsp *http.Response) (*FindMeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -11863,11 +18499,401 @@ func ParseFindMeResponse(rsp *http.Response) (*FindMeResponse, error) {
 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Me
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseExportMeResponse parses an HTTP response from a ExportMeWithResponse call
+func ParseExportMeResponse(rsp *http.Response) (*ExportMeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExportMeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetMyPasswordResponse parses an HTTP response from a SetMyPasswordWithResponse call
+func ParseSetMyPasswordResponse(rsp *http.Response) (*SetMyPasswordResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetMyPasswordResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseEraseUserResponse parses an HTTP response from a EraseUserWithResponse call
+func ParseEraseUserResponse(rsp *http.Response) (*EraseUserResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EraseUserResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFindUserResponse parses an HTTP response from a FindUserWithResponse call
+func ParseFindUserResponse(rsp *http.Response) (*FindUserResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FindUserResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest User
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateUserResponse parses an HTTP response from a UpdateUserWithResponse call
+func ParseUpdateUserResponse(rsp *http.Response) (*UpdateUserResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateUserResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest User
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 400:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON400 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 413:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON413 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 415:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON415 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 422:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON422 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseExportUserResponse parses an HTTP response from a ExportUserWithResponse call
+func ParseExportUserResponse(rsp *http.Response) (*ExportUserResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExportUserResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseInviteUserAgainResponse parses an HTTP response from a InviteUserAgainWithResponse call
+func ParseInviteUserAgainResponse(rsp *http.Response) (*InviteUserAgainResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &InviteUserAgainResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Invitation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 403:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON403 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 404:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON404 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem

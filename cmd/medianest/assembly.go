@@ -82,6 +82,8 @@ type assembly struct {
 	apiListener   net.Listener
 	adminListener net.Listener // nil: off
 	tokenPath     string       // of the admin's token, in up
+	setupCodePath string       // of the code that sets the admin's password, while there is none, in up
+	keys          *store.Keyring
 	databaseURL   string
 	apiPool       *pgxpool.Pool // each pool is there where its role is played
 	workerPool    *pgxpool.Pool
@@ -106,7 +108,7 @@ func (a *assembly) steps() []func(context.Context) error {
 	switch a.mode {
 	case modeUp:
 		return []func(context.Context) error{
-			a.lockData, a.listenAPI, a.listenAdmin, a.findTools, a.openLibrary,
+			a.lockData, a.findKeys, a.listenAPI, a.listenAdmin, a.findTools, a.openLibrary,
 			a.embedPostgres, a.openPools, a.migrate, a.openRedis, a.flushTelemetry,
 			a.makeQueue, a.prepareWork, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady, a.printBanner,
@@ -114,7 +116,7 @@ func (a *assembly) steps() []func(context.Context) error {
 	case modeServe:
 		return []func(context.Context) error{
 			a.listenAPI, a.listenAdmin,
-			a.openPools, a.checkSchema, a.openRedis, a.flushTelemetry,
+			a.openPools, a.checkSchema, a.findKeys, a.openRedis, a.flushTelemetry,
 			a.makeQueue, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady,
 		}

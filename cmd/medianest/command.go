@@ -30,7 +30,7 @@ func entries() []entry {
 			"up", "", "run everything on this machine: API, worker, embedded Postgres and Redis",
 			`Starts the whole platform in one process. Without MEDIANEST_DATABASE_URL it keeps a private Postgres under
 MEDIANEST_DATA_DIR (./data), without MEDIANEST_REDIS_URL it brings its own Redis. The first start creates the user admin
-and an API token in MEDIANEST_DATA_DIR/admin-token. Ctrl-C or SIGTERM stops it: running downloads are handed back to the
+an API token in MEDIANEST_DATA_DIR/admin-token, and a code to set a password with in setup-code beside it. Ctrl-C or SIGTERM stops it: running downloads are handed back to the
 queue and go on at the next start. A second one ends it at once.`,
 			func() command { return &upCommand{} },
 		},
@@ -49,7 +49,8 @@ MEDIANEST_DATABASE_URL with a migrated schema and MEDIANEST_REDIS_URL. Run as ma
 		{
 			"migrate", "up | down N | status", "bring the database's schema to this build, back, or say where it is",
 			`up      applies what is missing, ours and River's, under one lock; safe to run any number of times, and from several
-        places at once. Creates the user admin and the token in MEDIANEST_DATA_DIR/admin-token where there is none yet.
+        places at once. Creates the user admin, its token and set-up code, and the secret keys in
+        MEDIANEST_DATA_DIR where there are none yet.
 down N  takes back the last N of our migrations. It deletes what they hold.
 status  lists them.`,
 			func() command { return &migrateCommand{} },
@@ -59,6 +60,21 @@ status  lists them.`,
 			`Asks the platform for each URL, follows the downloads live and exits 0 when all are complete, 1 when one failed, 130 when
 interrupted. On a terminal Ctrl-C asks whether to cancel them; elsewhere they are left running.`,
 			func() command { return &downloadCommand{} },
+		},
+		{
+			"user", "list | invite | change | disable | enable | erase [NAME]", "manage who uses the platform",
+			`list          shows the users
+invite NAME   makes the user, or one that is there a new invitation, and prints the link that sets the password
+change NAME   gives another role: --role manager
+disable NAME  signs the user out everywhere and refuses their tokens, until enable
+erase NAME    removes the user with all downloads and files, for good: --yes`,
+			func() command { return &userCommand{} },
+		},
+		{
+			"token", "list | create NAME | rotate ID | revoke ID", "manage API tokens",
+			`create prints the secret on standard output, once: nobody keeps it. --scopes, --networks and --expires make a token that can
+do less, from fewer places, for a while. rotate makes a new one like it, then revokes the old one.`,
+			func() command { return &tokenCommand{} },
 		},
 		{
 			"config", "", "print the effective settings, secrets masked",

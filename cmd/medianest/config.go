@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"medianest/jobs/egress"
+	"medianest/store"
 )
 
 // mode is the part of the platform that a Config is for: what is required differs.
@@ -36,7 +38,9 @@ const (
 type Config struct {
 	DatabaseURL   secretURL     // postgres URL or keyword/value string; empty: `up` runs its own cluster, others refuse
 	RedisURL      secretURL     // redis URL; empty: `up` runs its own, others refuse
-	DataDir       string        // admin token, lock file, embedded Postgres; default ./data
+	SecretKeys    secret        // "id:base64 of 32 bytes", several; empty: the file secret-keys of DataDir
+	TrustedProxy  []string      // addresses and networks whose X-Forwarded-For is believed; nil: loopback and private ones
+	DataDir       string        // admin token, secret keys, lock file, embedded Postgres; default ./data
 	MediaDir      string        // library root with the staging area; default ./media
 	Listen        string        // host:port of the API; default 127.0.0.1:8080
 	AdminListen   string        // host:port of metrics and health; default 127.0.0.1:9090; "off": none
@@ -373,6 +377,33 @@ func parseDuration(target func(*Config) *time.Duration, low, high time.Duration)
 			return fmt.Errorf("%s is not between %s and %s", d, low, high)
 		}
 		*target(c) = d
+		return nil
+	}
+}
+
+func parseSecretKeys(c *Config, value string) error {
+	if _, err := store.ParseKeyring(value); err != nil {
+		return err
+	}
+	c.SecretKeys = secret(value)
+	return nil
+}
+
+// parseNetworks takes addresses and networks, or "none".
+func parseNetworks(target func(*Config) *[]string) func(*Config, string) error {
+	return func(c *Config, value string) error {
+		*target(c) = []string{}
+		if value == "none" {
+			return nil
+		}
+		for part := range strings.SplitSeq(value, ",") {
+			part = strings.TrimSpace(part)
+			_, addrErr := netip.ParseAddr(part)
+			if _, err := netip.ParsePrefix(part); err != nil && addrErr != nil {
+				return fmt.Errorf("%q is no address and no network like 10.0.0.0/8", part)
+			}
+			*target(c) = append(*target(c), part)
+		}
 		return nil
 	}
 }

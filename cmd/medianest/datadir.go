@@ -14,6 +14,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"medianest/store"
 )
 
 // adminTokenFile is the first API token, in the data directory. Its content is printed nowhere.
@@ -85,6 +88,79 @@ func instanceID(dir string) (string, error) {
 		return "", fmt.Errorf("keep the instance's id: %w", err)
 	}
 	return id, nil
+}
+
+// Files of the data directory besides: the platform's secret keys, and the code by which the first person sets the admin's
+// password.
+const (
+	secretKeysFile = "secret-keys"
+	setupCodeFile  = "setup-code"
+)
+
+// setupCodeAge is how long a set-up code is good after a start.
+const setupCodeAge = 7 * 24 * time.Hour
+
+// secretKeys reads the platform's keys from the setting, or else from the data directory; make says whether they are made
+// there when there are none. They are made once: what is sealed under keys that are lost is lost.
+func secretKeys(c Config, make bool) (*store.Keyring, error) {
+	if c.SecretKeys != "" {
+		return store.ParseKeyring(c.SecretKeys.reveal()) // as the setting was parsed
+	}
+	path := filepath.Join(c.DataDir, secretKeysFile)
+	content, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && make:
+		content = []byte(store.NewKey() + "\n")
+		err = writeFileDurably(path, string(content))
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, usageError("MEDIANEST_SECRET_KEYS: there are none, nor is there a file %s, which `medianest migrate up` makes; "+
+			"all replicas need the same (`echo 1:$(openssl rand -base64 32)` makes one)", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the secret keys: %w", err)
+	}
+	keys, err := store.ParseKeyring(string(content))
+	if err != nil {
+		return nil, usageError("%s: %v", path, err)
+	}
+	return keys, nil
+}
+
+// people is what ensureSetupCode needs of the store.
+type people interface {
+	FindUserByName(ctx context.Context, name string) (store.User, error)
+	ReplaceOneTime(ctx context.Context, hash [32]byte, o store.OneTime) error
+}
+
+// ensureSetupCode keeps a code in the data directory by which a person sets the admin's password, as long as there is none,
+// and returns its path, or "".
+func ensureSetupCode(ctx context.Context, p people, dir string) (string, error) {
+	path := filepath.Join(dir, setupCodeFile)
+	admin, err := p.FindUserByName(ctx, store.AdminName)
+	if errors.Is(err, store.ErrNotFound) || err == nil && (admin.HasPassword || admin.DisabledAt != nil) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("remove the set-up code: %w", err)
+		}
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	code, err := readToken(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		code = "mni_" + strings.TrimPrefix(newToken(), tokenPrefix)
+		err = writeFileDurably(path, code+"\n")
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the set-up code: %w", err)
+	}
+	err = p.ReplaceOneTime(ctx, sha256.Sum256([]byte(code)), store.OneTime{
+		Purpose: store.CodeInvitation, UserID: &admin.ID, ExpiresAt: time.Now().Add(setupCodeAge),
+	})
+	if err != nil {
+		return "", err
+	}
+	return path, nil
 }
 
 // admins is what ensureAdmin needs of the store.

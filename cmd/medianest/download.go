@@ -8,9 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -24,13 +22,13 @@ const cancelTimeout = 10 * time.Second
 
 // downloadCommand asks the platform for URLs and follows them.
 type downloadCommand struct {
-	server, token, key string
-	asJSON, detach     bool
+	connection
+	key            string
+	asJSON, detach bool
 }
 
 func (c *downloadCommand) flags(set *flag.FlagSet) {
-	set.StringVar(&c.server, "server", "", "`URL` of the platform (default MEDIANEST_SERVER, else http://"+defaultListen+")")
-	set.StringVar(&c.token, "token", "", "API `token`; others on this machine can see it, MEDIANEST_TOKEN they cannot (default MEDIANEST_TOKEN, else the file "+adminTokenFile+" in MEDIANEST_DATA_DIR)")
+	c.connection.flags(set)
 	set.BoolVar(&c.asJSON, "json", false, "print one JSON object for every change")
 	set.BoolVar(&c.detach, "detach", false, "do not follow: exit when the downloads are accepted")
 	set.StringVar(&c.key, "idempotency-key", "", "`key` of this request: repeating it with the same key asks for nothing twice")
@@ -40,20 +38,7 @@ func (c *downloadCommand) run(ctx context.Context, p process, urls []string) err
 	if len(urls) == 0 {
 		return usageError("download needs at least one URL: medianest download https://example.org/video")
 	}
-	config, err := loadConfig(p, modeTool)
-	if err != nil {
-		return err
-	}
-	if c.server != "" {
-		if err := parseHTTPURL(func(c *Config) *string { return &c.Server })(&config, c.server); err != nil {
-			return usageError("download: --server %v", err)
-		}
-	}
-	token, origin, err := c.findToken(config)
-	if err != nil {
-		return err
-	}
-	remote, err := newPlatform(config.Server, token, origin)
+	remote, config, err := c.open(p)
 	if err != nil {
 		return err
 	}
@@ -61,27 +46,6 @@ func (c *downloadCommand) run(ctx context.Context, p process, urls []string) err
 	session := &downloadSession{process: p, platform: remote, config: config, view: c.view(p)}
 	defer session.view.clear()
 	return session.run(ctx, urls, c.key, c.detach)
-}
-
-// findToken returns the token and, in words, where it is from.
-func (c *downloadCommand) findToken(config Config) (token, origin string, err error) {
-	switch {
-	case c.token != "":
-		return c.token, "--token", nil
-	case config.Token != "":
-		return config.Token.reveal(), "MEDIANEST_TOKEN", nil
-	}
-	path := filepath.Join(config.DataDir, adminTokenFile)
-	token, err = readToken(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "", "", fmt.Errorf("no API token: there is no %s; set MEDIANEST_TOKEN, or MEDIANEST_DATA_DIR to the platform's data directory, where the first start of `medianest up` puts one", path)
-	case errors.Is(err, fs.ErrPermission):
-		return "", "", fmt.Errorf("no API token: this user may not read %s; set MEDIANEST_TOKEN to a token of yours", path)
-	case err != nil:
-		return "", "", fmt.Errorf("no API token: %w", err)
-	}
-	return token, path, nil
 }
 
 func (c *downloadCommand) view(p process) view {

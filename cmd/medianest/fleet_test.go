@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"medianest/api/client"
+	"medianest/store"
 	"medianest/store/storetest"
 )
 
@@ -226,7 +227,7 @@ func TestStartWaitsForTheDatabase(t *testing.T) {
 	server := storetest.OwnServer(t, false)
 	server.Stop()
 	h := newHome(t)
-	c := startChild(t, h.env("MEDIANEST_DATABASE_URL="+server.URL(), "MEDIANEST_REDIS_URL="+storetest.Redis(t)), "serve")
+	c := startChild(t, h.env("MEDIANEST_DATABASE_URL="+server.URL(), "MEDIANEST_REDIS_URL="+storetest.Redis(t), "MEDIANEST_SECRET_KEYS="+store.NewKey()), "serve")
 	c.await(c.stderr, "waiting for the database")
 	server.Start()
 	c.await(c.stderr, "msg=ready mode=serve")

@@ -66,6 +66,14 @@ func (m *migrateCommand) run(ctx context.Context, p process, args []string) erro
 // firstAdmin makes the user admin where there is none yet. An admin that exists keeps its tokens: a migration that is
 // run from another machine makes no new one.
 func (*migrateCommand) firstAdmin(ctx context.Context, p process, c Config, st *store.Store) error {
+	if c.SecretKeys == "" {
+		if err := openDataDir(c.DataDir); err != nil {
+			return err
+		}
+		if _, err := secretKeys(c, true); err != nil {
+			return err
+		}
+	}
 	_, err := st.FindUserByName(ctx, store.AdminName)
 	if err == nil {
 		if _, statErr := os.Stat(filepath.Join(c.DataDir, adminTokenFile)); !errors.Is(statErr, fs.ErrNotExist) {
@@ -84,7 +92,11 @@ func (*migrateCommand) firstAdmin(ctx context.Context, p process, c Config, st *
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.stdout, "the user %s is ready; its API token is in %s\n", store.AdminName, path)
+	code, err := ensureSetupCode(ctx, st, c.DataDir)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "the user %s is ready; its API token is in %s, the code that sets its password in %s\n", store.AdminName, path, code)
 	return nil
 }
 

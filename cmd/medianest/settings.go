@@ -34,8 +34,13 @@ var settings = []setting{
 		parse: parseRedisURL, show: func(c Config) string { return c.RedisURL.String() },
 	},
 	{
+		name: prefix + "SECRET_KEYS", secret: true, unset: "the file secret-keys in the data directory, which up and migrate up make",
+		doc:   "Keys that sign sessions and seal secrets, the same for all processes: id:base64 of 32 random bytes, several separated by commas. The first one signs and seals; the others still open what they have.",
+		parse: parseSecretKeys, show: func(c Config) string { return c.SecretKeys.String() },
+	},
+	{
 		name:  prefix + "DATA_DIR",
-		doc:   "Folder of the admin token, and of the private Postgres of up.",
+		doc:   "Folder of the admin token, the set-up code, the secret keys, and of the private Postgres of up.",
 		parse: parseText(func(c *Config) *string { return &c.DataDir }), show: func(c Config) string { return c.DataDir },
 	},
 	{
@@ -62,6 +67,16 @@ var settings = []setting{
 		name: prefix + "PUBLIC_URL", unset: "as each request says",
 		doc:   "Where users reach the platform, base path included. Decides whether cookies are marked Secure and which origin may post forms.",
 		parse: parseHTTPURL(func(c *Config) *string { return &c.PublicURL }), show: func(c Config) string { return c.PublicURL },
+	},
+	{
+		name: prefix + "TRUSTED_PROXIES", unset: "loopback and private networks",
+		doc:   "Addresses and networks of reverse proxies, separated by commas: what they say in X-Forwarded-For is believed. none: nobody. By the client's address tries to sign in are slowed down, and access rules and tokens are bound to networks.",
+		parse: parseNetworks(func(c *Config) *[]string { return &c.TrustedProxy }), show: func(c Config) string {
+			if c.TrustedProxy != nil && len(c.TrustedProxy) == 0 {
+				return "none"
+			}
+			return strings.Join(c.TrustedProxy, ",")
+		},
 	},
 	{
 		name:  prefix + "WORKER_QUEUES",

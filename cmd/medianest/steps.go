@@ -142,7 +142,16 @@ func (a *assembly) migrate(ctx context.Context) error {
 		return err
 	}
 	a.addDatabaseChecks()
-	a.tokenPath, err = ensureAdmin(ctx, store.New(owner), a.config.DataDir)
+	if a.tokenPath, err = ensureAdmin(ctx, store.New(owner), a.config.DataDir); err != nil {
+		return err
+	}
+	a.setupCodePath, err = ensureSetupCode(ctx, store.New(owner), a.config.DataDir)
+	return err
+}
+
+// findKeys reads the secret keys, which migrations make where there are none.
+func (a *assembly) findKeys(context.Context) (err error) {
+	a.keys, err = secretKeys(a.config, a.mode == modeUp)
 	return err
 }
 
@@ -397,7 +406,7 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 		return err
 	}
 	handler, err := api.New(api.Options{
-		Store: a.apiStore, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
+		Store: a.apiStore, Keys: a.keys, TrustedProxies: a.config.TrustedProxy, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
 		BasePath: a.config.BasePath, PublicURL: a.config.PublicURL, Version: buildVersion(),
 		Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 	})
@@ -428,6 +437,9 @@ func (a *assembly) printBanner(ctx context.Context) error {
 	line := func(what, where string) { fmt.Fprintf(&b, "  %-11s %s\n", what, where) }
 	line("API", url+"/docs")
 	line("API token", a.tokenPath+" (user admin)")
+	if a.setupCodePath != "" {
+		line("password", url+"/invitation, with the code in "+a.setupCodePath)
+	}
 	line("library", a.config.MediaDir)
 	if a.config.DatabaseURL == "" {
 		line("database", filepath.Join(a.config.DataDir, "postgres"))

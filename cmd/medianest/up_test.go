@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,54 @@ func TestUp(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o600), info.Mode().Perm())
 	require.Contains(t, up.stdout.String(), filepath.Join(h.data(), adminTokenFile))
+
+	t.Run("PeopleSignIn", func(t *testing.T) { //nolint:paralleltest // the test goes on with what is there
+		keys, err := os.Stat(filepath.Join(h.data(), secretKeysFile))
+		require.NoError(t, err)
+		require.Equal(t, fs.FileMode(0o600), keys.Mode().Perm())
+		code, err := readToken(filepath.Join(h.data(), setupCodeFile))
+		require.NoError(t, err)
+		require.NotContains(t, up.stdout.String()+up.stderr.String(), code)
+		require.Contains(t, up.stdout.String(), "/invitation, with the code in ")
+		answer, err := c.RedeemInvitationWithResponse(t.Context(), client.InvitationRequest{Code: code, Password: "correct horse battery"})
+		require.NoError(t, err)
+		require.NotNil(t, answer.JSON200, "%s", answer.Body)
+
+		tool := []string{"MEDIANEST_SERVER=" + up.url, "MEDIANEST_TOKEN=" + h.token(t)}
+		exit, stdout, stderr := invoke(t, tool, "user", "invite", "anna", "--role", "viewer")
+		require.Zero(t, exit, stderr)
+		require.Contains(t, stdout, up.url+"/invitation?code=mni_")
+		exit, stdout, stderr = invoke(t, tool, "user", "list")
+		require.Zero(t, exit, stderr)
+		require.Regexp(t, `(?m)^admin +admin +by password`, stdout)
+		require.Regexp(t, `(?m)^anna +viewer +by token only`, stdout)
+		exit, stdout, stderr = invoke(t, tool, "token", "create", "hers", "--user", "anna", "--expires", "1h")
+		require.Zero(t, exit, stderr)
+		annas := []string{"MEDIANEST_SERVER=" + up.url, "MEDIANEST_TOKEN=" + strings.TrimSpace(stdout)}
+		exit, _, stderr = invoke(t, annas, "user", "list")
+		require.Equal(t, exitFailure, exit)
+		require.Contains(t, stderr, "does not have the scope users:read")
+		exit, stdout, _ = invoke(t, annas, "token", "list")
+		require.Zero(t, exit)
+		id := regexp.MustCompile(`[0-9a-f-]{36}`).FindString(stdout)
+		exit, stdout, stderr = invoke(t, annas, "token", "rotate", id)
+		require.Zero(t, exit, stderr)
+		require.Contains(t, stderr, id+" is revoked")
+		require.True(t, strings.HasPrefix(stdout, "mn_"))
+		exit, _, stderr = invoke(t, annas, "token", "list")
+		require.Equal(t, exitFailure, exit)
+		require.Contains(t, stderr, "does not accept the token")
+		for _, wrong := range [][]string{{"user"}, {"user", "erase", "anna"}, {"user", "dance", "anna"}, {"user", "change", "anna"}, {"token", "create"}, {"token", "revoke", "x"}} {
+			exit, _, _ = invoke(t, tool, wrong...)
+			require.Equal(t, exitUsage, exit, wrong)
+		}
+		exit, _, stderr = invoke(t, tool, "user", "disable", "admin")
+		require.Equal(t, exitFailure, exit)
+		require.Contains(t, stderr, "no admin")
+		exit, stdout, stderr = invoke(t, tool, "user", "erase", "anna", "--yes")
+		require.Zero(t, exit, stderr)
+		require.Contains(t, stdout, "anna is erased")
+	})
 
 	events := follow(t, c)
 	d := ask(t, c, siteURL+"/plain.mp4")
