@@ -94,6 +94,14 @@ type Options struct {
 	// networks, where reverse proxies are.
 	TrustedProxies []string
 
+	// RateLimiter counts requests, by Rates: requests a minute by class, DefaultRates where it is nil. Without a limiter
+	// they are not counted.
+	RateLimiter RateLimiter
+	Rates       map[RateClass]int
+
+	// CORSOrigins are the other origins whose scripts may use the API, such as https://portal.example. None by default.
+	CORSOrigins []string
+
 	// Now is the clock of sessions. Nil: the machine's.
 	Now func() time.Time
 
@@ -126,6 +134,10 @@ type API struct {
 	keys      *store.Keyring
 	now       func() time.Time
 
+	limiter     RateLimiter
+	rates       map[RateClass]int
+	corsOrigins []string
+
 	watchEvery time.Duration // of who reads a stream
 
 	router      *gin.Engine
@@ -154,6 +166,10 @@ func New(o Options) (*API, error) {
 		store: o.Store, progress: o.Progress, stream: o.Stream, riverUI: o.RiverUI, onLimits: o.OnLimits, queues: o.Queues,
 		basePath: o.BasePath, version: o.Version, log: o.Logger,
 		keys: o.Keys, now: o.Now, watchEvery: watchEvery, declared: map[string]described{}, passwords: newPasswords(), crossOrigin: http.NewCrossOriginProtection(),
+	}
+	a.limiter, a.rates, a.corsOrigins = o.RateLimiter, o.Rates, o.CORSOrigins
+	if a.rates == nil {
+		a.rates = DefaultRates
 	}
 	if a.now == nil {
 		a.now = time.Now

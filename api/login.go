@@ -34,6 +34,10 @@ func (a *API) readForm(c *gin.Context) bool {
 		a.writeProblem(c, newProblem(CodeCrossSite, "").because(err))
 		return false
 	}
+	if p := a.within(c, RateSignIn, nil); p != nil {
+		a.writeProblem(c, p)
+		return false
+	}
 	boundBody(c, maxFormBytes)
 	if err := c.Request.ParseForm(); err != nil {
 		a.writeProblem(c, newProblem(CodeInvalidBody, "The form could not be read.").because(err))

@@ -15,6 +15,7 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 	inFlight prometheus.Gauge
 	signIns  *prometheus.CounterVec
+	limited  *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -37,7 +38,11 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "Attempts to sign in, by result: ok, refused, slowed_down, or reused for a refresh token that came again.",
 		}, []string{"result"}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.signIns} {
+	m.limited = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "medianest_http_rate_limited_total",
+		Help: "Requests refused for being too many, by class of route.",
+	}, []string{"class"})
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.signIns, m.limited} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humagin"
+	"github.com/gin-gonic/gin"
 
 	"medianest/store"
 )
@@ -52,12 +55,21 @@ func operation[I, O any](a *API, method, path string, d described, handler func(
 		panic("api: " + d.id + " must be public or say which scope it needs")
 	}
 	a.declared[method+" "+path] = d
+	if d.public && !isSafe(method) {
+		op.Middlewares = append(op.Middlewares, func(ctx huma.Context, next func(huma.Context)) {
+			if p := a.within(humagin.Unwrap(ctx), RateSignIn, nil); p != nil {
+				a.refuse(ctx, p)
+				return
+			}
+			next(ctx)
+		})
+	}
 	codes, common := slices.Clone(d.problems), []Code{CodeInternal, CodeTimeout, CodeUnavailable}
 	if !d.public {
 		op.Description = strings.TrimSpace(d.text + "\n\nNeeds the scope `" + string(d.scope) + "`" + rolesWith(d.scope) + ".")
 		op.Security = []map[string][]string{{"bearer": {}}, {"cookie": {}}}
-		op.Middlewares = append(op.Middlewares, a.permitted(d.scope))
-		codes = append(codes, CodeForbidden)
+		op.Middlewares = append(op.Middlewares, a.permitted(d.scope, rateClassOf(method, d)))
+		codes = append(codes, CodeForbidden, CodeTooManyRequests)
 		common = append(common, CodeUnauthenticated, CodeSessionEnded)
 		if !isSafe(method) {
 			common = append(common, CodeCrossSite, CodeCSRF)
@@ -120,11 +132,16 @@ func (a *API) describeProblems(op *huma.Operation, codes, common []Code) {
 }
 
 // permitted is the huma middleware of operations that need a scope.
-func (a *API) permitted(need Scope) func(huma.Context, func(huma.Context)) {
+func (a *API) permitted(need Scope, class RateClass) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		who, err := a.requireUser(humagin.Unwrap(ctx))
-		if err != nil {
-			a.refuse(ctx, problemOf(ctx.Context(), err))
+		c := humagin.Unwrap(ctx)
+		who, err := a.requireUser(c)
+		p := a.tooMany(c, class, who, err)
+		if p == nil && err != nil {
+			p = problemOf(ctx.Context(), err)
+		}
+		if p != nil {
+			a.refuse(ctx, p)
 			return
 		}
 		scopeOf(ctx.Context()).need = need
@@ -134,6 +151,18 @@ func (a *API) permitted(need Scope) func(huma.Context, func(huma.Context)) {
 		}
 		next(ctx)
 	}
+}
+
+// tooMany counts a request by who sent it. One that could not say who it is, or says it wrongly, is counted by its address: who
+// tries tokens runs out of tries. One that nobody could judge is not counted.
+func (a *API) tooMany(c *gin.Context, class RateClass, who *identity, err error) *Problem {
+	if err == nil {
+		return a.within(c, class, who)
+	}
+	if p, ok := errors.AsType[*Problem](err); errors.Is(err, errNoToken) || ok && p.Status == http.StatusUnauthorized {
+		return a.within(c, RateAnonymous, nil)
+	}
+	return nil
 }
 
 // rolesWith names the roles that have a scope, for the documentation.

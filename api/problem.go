@@ -37,6 +37,7 @@ const (
 	CodeSessionEnded         Code = "session_ended"
 	CodeTimeout              Code = "timeout"
 	CodeTooManyAttempts      Code = "too_many_attempts"
+	CodeTooManyRequests      Code = "too_many_requests"
 	CodeTooManyStreams       Code = "too_many_streams"
 	CodeUnauthenticated      Code = "unauthenticated"
 	CodeUnavailable          Code = "unavailable"
@@ -73,6 +74,7 @@ var problemKinds = map[Code]problemKind{
 	CodeSessionEnded:         {http.StatusUnauthorized, "The session has ended", "Sign in again."},
 	CodeTimeout:              {http.StatusGatewayTimeout, "It took too long", "Try again later; where that may be, with the same Idempotency-Key."},
 	CodeTooManyAttempts:      {http.StatusTooManyRequests, "Too many attempts", "Wait for as many seconds as the Retry-After header says."},
+	CodeTooManyRequests:      {http.StatusTooManyRequests, "Too many requests", "Wait for as many seconds as the Retry-After header says. The RateLimit headers tell how many are allowed a minute."},
 	CodeTooManyStreams:       {http.StatusTooManyRequests, "You have too many event streams open", "Close one, or wait for as many seconds as the Retry-After header says. One stream can follow everything."},
 	CodeUnauthenticated:      {http.StatusUnauthorized, "A valid token or a session is needed", "Send the header Authorization: Bearer with an API token, or sign in."},
 	CodeUnavailable:          {http.StatusServiceUnavailable, "The service is not available now", "Try again after as many seconds as the Retry-After header says. /readyz tells what is down."},

@@ -78,6 +78,13 @@ func (a *API) admitToRiver(c *gin.Context) error {
 		return newProblem(CodeCrossSite, "Open this page from this site, or by its address.").because(err)
 	}
 	who, err := a.authenticate(c)
+	class := RateRead
+	if !isSafe(c.Request.Method) {
+		class = RateWrite
+	}
+	if p := a.tooMany(c, class, who, err); p != nil {
+		return p
+	}
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ func (a *API) routes(tracers trace.TracerProvider) {
 		),
 		a.scope,
 		a.secure,
+		a.cors,
 	)
 	a.router.NoRoute(func(c *gin.Context) { a.writeProblem(c, newProblem(CodeNoSuchRoute, "")) })
 	a.router.NoMethod(func(c *gin.Context) { a.writeProblem(c, newProblem(CodeMethodNotAllowed, "")) })

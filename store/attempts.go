@@ -32,6 +32,7 @@ const maxAttempts = 50
 // ListAttempts returns the attempts of a job that the viewer may see, newest first and fifty at most; the id is as FindJob
 // takes it. A job keeps what there is to tell of those that did not complete; the others are as its row tells.
 func (s *Store) ListAttempts(ctx context.Context, id int64, v Viewer) ([]Attempt, error) {
+	s = s.as(v)
 	job, err := s.FindJob(ctx, id, v)
 	if err != nil {
 		return nil, err

@@ -83,6 +83,7 @@ func bulkWhere(action string, f JobFilter) (string, pgx.StrictNamedArgs, error) 
 
 // CountJobs counts the jobs that an action is for, by state, and stops at 100,000: then atLeast is true.
 func (s *Store) CountJobs(ctx context.Context, action string, f JobFilter) (byState map[string]int, atLeast bool, err error) {
+	s = s.Everyone()
 	sql, args, err := countQuery(action, f)
 	if err != nil {
 		return nil, false, fmt.Errorf("count jobs: %w", err)
@@ -129,6 +130,7 @@ func countQuery(action string, f JobFilter) (string, pgx.StrictNamedArgs, error)
 // their own, until there are none or until is over. Whoever is killed at it leaves each job changed or not; to be asked
 // again does the rest. New jobs with the same are not waited for.
 func (s *Store) ChangeJobs(ctx context.Context, action string, f JobFilter, after int64, until time.Time) (d BulkDone, err error) {
+	s = s.Everyone()
 	d.After = after
 	for {
 		rows, err := s.bulkPage(ctx, action, f, d.After)
@@ -266,6 +268,7 @@ func publicID(ctx context.Context, tx pgx.Tx, row int64) (id int64, err error) {
 // RetryFailedChildren begins the failed children of a collection anew, as RetryDownload does each, and returns how many. The
 // collection may be active. ErrConflict if it is no collection, or none has failed.
 func (s *Store) RetryFailedChildren(ctx context.Context, id uuid.UUID, v Viewer) (retried int, err error) {
+	s = s.as(v)
 	collection, err := s.FindDownload(ctx, id, v)
 	if err != nil {
 		return 0, err

@@ -13,6 +13,7 @@ import (
 // that follows it ends; one that others wish for goes on. A download that is cancelled already is returned as it is;
 // ErrConflict if it has ended otherwise.
 func (s *Store) CancelDownload(ctx context.Context, id uuid.UUID, v Viewer) (Download, error) {
+	s = s.as(v)
 	var d Download
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		if d, err = findDownload(ctx, tx, id, v); err != nil {
@@ -20,6 +21,9 @@ func (s *Store) CancelDownload(ctx context.Context, id uuid.UUID, v Viewer) (Dow
 		}
 		if d.State == StateCancelled {
 			return nil
+		}
+		if err := widen(ctx, tx); err != nil { // others may wish for the same
+			return err
 		}
 		cancelled, err := s.cancelTrees(ctx, tx, []uuid.UUID{id}, "")
 		if err != nil {

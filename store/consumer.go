@@ -53,6 +53,7 @@ func (c consumer) cursor() Cursor { return Cursor{Tick: c.Tick, ID: c.EventID} }
 // Where the events have no way on from the stored position, because the database was restored or retention went past
 // it, the next rounds go through all downloads, limit by limit, and bring each to its job's present state.
 func (s *Store) FollowJobs(ctx context.Context, limit int) (n int, err error) {
+	s = s.Everyone()
 	err = s.retryTx(ctx, func(tx pgx.Tx) error {
 		n, err = followRound(ctx, tx, limit)
 		return err

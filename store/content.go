@@ -170,6 +170,7 @@ func (s *Store) ForgetStaged(ctx context.Context, contentID uuid.UUID, generatio
 
 // Wishes lists the downloads that follow the job now.
 func (s *Store) Wishes(ctx context.Context, contentID uuid.UUID, jobID int64) ([]Wish, error) {
+	s = s.Everyone()
 	wishes, err := queryWishes(ctx, s.pool, contentID, jobID)
 	if err != nil {
 		return nil, fmt.Errorf("list wishes for content %s by job %d: %w", contentID, jobID, interpret(err))

@@ -43,6 +43,7 @@ func (n NewDownload) validate() error {
 // ErrIdempotencyMismatch: the key came with another request. ErrConflict: what the key made is deleted. ErrQuota: the user
 // has as much as they may have.
 func (s *Store) CreateDownload(ctx context.Context, n NewDownload) (d Download, created bool, err error) {
+	s = s.asUser(n.UserID)
 	if err := n.validate(); err != nil {
 		return Download{}, false, fmt.Errorf("create download: %w", err)
 	}

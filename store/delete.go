@@ -11,8 +11,12 @@ import (
 // DeleteDownload removes a download with all below it, cancelling what is active. Where that was its owner's last
 // download of a content, a job takes the owner's files out of the library. Others' downloads and files stay.
 func (s *Store) DeleteDownload(ctx context.Context, id uuid.UUID, v Viewer) error {
+	s = s.as(v)
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		if _, err := findDownload(ctx, tx, id, v); err != nil {
+			return err
+		}
+		if err := widen(ctx, tx); err != nil { // others may wish for the same
 			return err
 		}
 		t, err := lockTree(ctx, tx, []uuid.UUID{id})

@@ -130,6 +130,7 @@ func pageSize(limit int) (int, error) {
 
 // FindDownload returns a download that the viewer may see.
 func (s *Store) FindDownload(ctx context.Context, id uuid.UUID, v Viewer) (Download, error) {
+	s = s.as(v)
 	d, err := findDownload(ctx, s.pool, id, v)
 	if err != nil {
 		return Download{}, fmt.Errorf("load download %s: %w", id, interpret(err))
@@ -157,6 +158,7 @@ func findDownload(ctx context.Context, db rowQuerier, id uuid.UUID, v Viewer) (D
 // ListDownloads returns a page, and the cursor of the next one, or "" after the last. With a parent that the viewer
 // may not see it is ErrNotFound.
 func (s *Store) ListDownloads(ctx context.Context, f DownloadFilter) (page []Download, next string, err error) {
+	s = s.as(f.Viewer)
 	limit, err := pageSize(f.Limit)
 	if err != nil {
 		return nil, "", err

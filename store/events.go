@@ -140,6 +140,7 @@ type EventQuery struct {
 // otherwise the cursor of the last one is where to go on. ErrCursorExpired if part of what was asked for is gone, or the
 // epoch has ended.
 func (s *Store) EventsAfter(ctx context.Context, q EventQuery) ([]Event, error) {
+	s = s.Everyone()
 	events, err := queryEvents(ctx, s.pool, q)
 	if err != nil {
 		return nil, fmt.Errorf("read events after %d.%d: %w", q.After.Tick, q.After.ID, interpret(err))
@@ -196,6 +197,7 @@ func expired(err error) error {
 
 // JobViewers returns the viewers of those of the jobs that have any, by the id of their download.
 func (s *Store) JobViewers(ctx context.Context, jobIDs []int64) (map[int64][]EventViewer, error) {
+	s = s.Everyone()
 	rows, err := s.pool.Query(ctx, `
 		SELECT v.job_id, v.user_id, v.download_id, d.parent_id
 		FROM (SELECT DISTINCT n.id FROM unnest(@ids::bigint[]) AS n (id)) AS n
@@ -230,6 +232,7 @@ type WatchedJob struct {
 
 // WatchedJobs looks up those of the jobs that are there.
 func (s *Store) WatchedJobs(ctx context.Context, jobIDs []int64) (map[int64]WatchedJob, error) {
+	s = s.Everyone()
 	rows, err := s.pool.Query(ctx, `
 		SELECT n.id, j.kind, j.queue
 		FROM unnest(@ids::bigint[]) AS n (id)

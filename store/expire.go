@@ -19,6 +19,7 @@ const expireBatch = 100
 // wish, as its user would, so that a job which others wish for goes on. One whose job has begun meanwhile, or has been put
 // off since, stays. It may be called at any time by any number of processes.
 func (s *Store) ExpireDownloads(ctx context.Context, now *time.Time) (expired int, err error) {
+	s = s.Everyone()
 	for {
 		rows, err := s.pool.Query(ctx, `
 			SELECT d.id

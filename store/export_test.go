@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"testing"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -41,4 +42,26 @@ func PositionQuery(ctx context.Context, db rowQuerier, row int64) (string, pgx.S
 	}
 	w, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[waiter])
 	return positionSQL, w.positionArgs(), err
+}
+
+// TryAs runs a statement for the viewer, and returns how many rows it returned or changed.
+func (s *Store) TryAs(ctx context.Context, v Viewer, sql string) (int64, error) {
+	tag, err := s.as(v).pool.Exec(ctx, sql)
+	return tag.RowsAffected(), err
+}
+
+// ExecAs is TryAs of what must not fail.
+func (s *Store) ExecAs(ctx context.Context, t testing.TB, v Viewer, sql string) int64 {
+	t.Helper()
+	n, err := s.TryAs(ctx, v, sql)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return n
+}
+
+// CountAs counts the rows of a table that the viewer sees.
+func (s *Store) CountAs(ctx context.Context, t testing.TB, v Viewer, table string) int64 {
+	t.Helper()
+	return s.ExecAs(ctx, t, v, "SELECT FROM medianest."+table)
 }

@@ -29,6 +29,7 @@ const fileColumns = `f.id, f.content_id, f.user_id, f.path, f.size_bytes, f.sha2
 
 // FilesOf lists the user's files of the content, by path.
 func (s *Store) FilesOf(ctx context.Context, userID, contentID uuid.UUID) ([]File, error) {
+	s = s.asUser(userID)
 	files, err := queryFilesOf(ctx, s.pool, []ContentView{{UserID: userID, ContentID: contentID}})
 	if err != nil {
 		return nil, fmt.Errorf("list files of content %s for user %s: %w", contentID, userID, interpret(err))
@@ -72,6 +73,7 @@ func queryFilesOf(ctx context.Context, db rowQuerier, views []ContentView) ([]Fi
 // remove is given their paths while nobody else can publish or wish for the content; it must be content with paths
 // that are gone already, since it is called again if the transaction fails after it. With no file it is not called.
 func (s *Store) RemoveFiles(ctx context.Context, userID, contentID uuid.UUID, remove func(ctx context.Context, paths []string) error) error {
+	s = s.Everyone()
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		contents, err := lockContents(ctx, tx, []uuid.UUID{contentID})
 		if err != nil {

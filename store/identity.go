@@ -54,6 +54,7 @@ func (s *Store) IdentifyCode(ctx context.Context, o OneTime) (Identity, error) {
 }
 
 func (s *Store) identifyToken(ctx context.Context, where string, which any) (Identity, error) {
+	s = s.Everyone()
 	var (
 		i     Identity
 		t     Token
@@ -82,6 +83,7 @@ func (s *Store) identifyToken(ctx context.Context, where string, which any) (Ide
 // IdentifySession returns whose session it is. ErrNotFound if there is none, or it has ended, or the token that it began
 // with has, or its user is disabled.
 func (s *Store) IdentifySession(ctx context.Context, id uuid.UUID) (Identity, error) {
+	s = s.Everyone()
 	var (
 		i       Identity
 		session Session
@@ -112,6 +114,7 @@ func (s *Store) IdentifySession(ctx context.Context, id uuid.UUID) (Identity, er
 
 // usableTokenByID is for sessions that began with a token: they may no more than it, and end with it.
 func (s *Store) usableTokenByID(ctx context.Context, id uuid.UUID) (*Token, error) {
+	s = s.Everyone()
 	var t Token
 	err := s.pool.QueryRow(ctx, `
 		SELECT `+tokenColumns+`
@@ -138,6 +141,7 @@ type ExternalIdentity struct {
 
 // FindUserByIdentity returns the user that the provider's person is, and notes the use. ErrNotFound if there is none.
 func (s *Store) FindUserByIdentity(ctx context.Context, e ExternalIdentity) (User, error) {
+	s = s.Everyone()
 	user, err := s.queryUser(ctx, `
 		WITH used AS (
 			UPDATE medianest.user_identity
@@ -157,6 +161,7 @@ func (s *Store) FindUserByIdentity(ctx context.Context, e ExternalIdentity) (Use
 
 // LinkIdentity ties a person at a provider to the user. ErrConflict if that person is another user.
 func (s *Store) LinkIdentity(ctx context.Context, userID uuid.UUID, e ExternalIdentity) error {
+	s = s.asUser(userID)
 	if err := errors.Join(checkText("provider", e.Provider, maxNameBytes), checkText("subject", e.Subject, maxNameBytes)); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 // whoever follows it. Others cancel the downloads of their own that follow it, which ends the job unless somebody else
 // wishes for it. ErrConflict if the job has ended, or nothing of the viewer's follows it any more.
 func (s *Store) CancelJob(ctx context.Context, id int64, v Viewer) (Job, error) {
+	s = s.as(v)
 	var job Job
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		if job, err = findJob(ctx, tx, id, v); err != nil {
@@ -21,6 +22,9 @@ func (s *Store) CancelJob(ctx context.Context, id int64, v Viewer) (Job, error) 
 		}
 		if isFinalJobState(job.State) {
 			return fmt.Errorf("it has ended: %w", ErrConflict)
+		}
+		if err := widen(ctx, tx); err != nil { // others may wish for the same
+			return err
 		}
 		if v.Admin {
 			err = s.cancelJobForAll(ctx, tx, job.ID)
@@ -83,9 +87,13 @@ func (s *Store) cancelJobFor(ctx context.Context, tx pgx.Tx, id int64, userID uu
 // viewer's own. ErrConflict if the job runs, is available already or has completed, if another job is at the content by
 // now, or if nobody wishes for it.
 func (s *Store) RetryJob(ctx context.Context, id int64, v Viewer) (Job, error) {
+	s = s.as(v)
 	var job Job
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		if job, err = findJob(ctx, tx, id, v); err != nil {
+			return err
+		}
+		if err := widen(ctx, tx); err != nil { // others may wish for the same
 			return err
 		}
 		if err := s.retryJob(ctx, tx, job.ID, v.UserID); err != nil {

@@ -20,6 +20,7 @@ type LogLine struct {
 // TailLog returns the last lines of the log of a job that the viewer may see, oldest first, tail of them at most; the id is
 // as FindJob takes it. With after, only lines after that one.
 func (s *Store) TailLog(ctx context.Context, id, after int64, tail int, v Viewer) ([]LogLine, error) {
+	s = s.as(v)
 	job, err := s.FindJob(ctx, id, v)
 	if err != nil {
 		return nil, err

@@ -90,6 +90,7 @@ const jobColumns = `medianest.public_id(j.id, j.metadata) AS id, j.id AS row, j.
 
 // FindJob returns a job that the viewer may see. The id may also be that of any row that the job has had.
 func (s *Store) FindJob(ctx context.Context, id int64, v Viewer) (Job, error) {
+	s = s.as(v)
 	job, err := findJob(ctx, s.pool, id, v)
 	if err != nil {
 		return Job{}, fmt.Errorf("load job %d: %w", id, interpret(err))
@@ -137,6 +138,7 @@ func addJobsWaiting(ctx context.Context, db rowQuerier, jobs []Job, v Viewer, of
 
 // ListJobs returns a page, and the cursor of the next one, or "" after the last.
 func (s *Store) ListJobs(ctx context.Context, f JobFilter) (page []Job, next string, err error) {
+	s = s.as(f.Viewer)
 	limit, err := pageSize(f.Limit)
 	if err != nil {
 		return nil, "", err

@@ -20,6 +20,7 @@ const (
 // same user, and for an admin before everybody's. A pause before the next try ends. Limits, breakers and pauses hold for it
 // as before. ErrConflict if nothing of it waits.
 func (s *Store) DownloadNow(ctx context.Context, id uuid.UUID, v Viewer) (Download, error) {
+	s = s.as(v)
 	var d Download
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		if d, err = findDownload(ctx, tx, id, v); err != nil {
@@ -111,6 +112,7 @@ func toFront(ctx context.Context, tx pgx.Tx, rows []int64, ofAll bool) error {
 // SetJobPriority changes the priority of a job that has not ended, for admins; the id is as CancelJob takes it. One that waits
 // moves in the line, one that runs keeps it for its next attempt. ErrConflict if it has ended.
 func (s *Store) SetJobPriority(ctx context.Context, id int64, priority int, v Viewer) (Job, error) {
+	s = s.as(v)
 	if priority < PriorityNow || priority > PriorityLowest {
 		return Job{}, fmt.Errorf("set priority of job %d: %w", id, &InvalidError{
 			Field: "priority", Reason: fmt.Sprintf("is not between %d and %d", PriorityNow, PriorityLowest)})

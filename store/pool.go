@@ -104,8 +104,17 @@ func poolConfig(o PoolOptions) (*pgxpool.Config, error) {
 			cfg.ConnConfig.RuntimeParams[name] = value
 		}
 	}
-	if o.Fit != nil {
-		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { return true, o.Fit() }
+	cfg.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if o.Fit != nil {
+			if err := o.Fit(); err != nil {
+				return true, err
+			}
+		}
+		if o.Role != RoleAPI {
+			return true, nil
+		}
+		err := actFor(ctx, conn)
+		return err == nil, err
 	}
 	cfg.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		readTimesAsUTC(conn.TypeMap())

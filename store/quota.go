@@ -32,6 +32,7 @@ type Usage struct {
 
 // FindUsage returns what the user has, and what the user may have: the user's own quota, else the role's.
 func (s *Store) FindUsage(ctx context.Context, userID uuid.UUID) (u Usage, q Quota, err error) {
+	s = s.asUser(userID)
 	u, q, err = findUsage(ctx, s.pool, userID)
 	if err != nil {
 		return Usage{}, Quota{}, fmt.Errorf("load usage of user %s: %w", userID, interpret(err))

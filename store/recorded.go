@@ -12,6 +12,7 @@ import (
 // it takes a file with the right bytes for one that an interrupted publication has left: two contents can have the
 // same bytes.
 func (s *Store) FileRecorded(ctx context.Context, path string) (recorded bool, err error) {
+	s = s.Everyone()
 	recorded, err = fileRecorded(ctx, s.pool, path)
 	return recorded, interpret(err)
 }
@@ -36,6 +37,7 @@ func fileRecorded(ctx context.Context, db rowQuerier, path string) (recorded boo
 // ContentUnfinished reports whether the content's job has not ended: what has been fetched of it may be in use. A
 // content that is gone is finished.
 func (s *Store) ContentUnfinished(ctx context.Context, id uuid.UUID) (unfinished bool, err error) {
+	s = s.Everyone()
 	err = s.pool.QueryRow(ctx, `
 		SELECT EXISTS (
 			SELECT

@@ -35,6 +35,7 @@ type Trimmed struct {
 // gone, sessions that ended a month ago, people who are gone with their last file, and contents a day old that nobody needs. It goes through the large tables in batches and may be called at any time
 // by any number of processes; once an hour is plenty.
 func (s *Store) TrimDomain(ctx context.Context, eventRetention time.Duration) (Trimmed, error) {
+	s = s.Everyone()
 	var (
 		t   Trimmed
 		err error

@@ -13,6 +13,7 @@ import (
 // brings the collections above it back to life. ErrConflict if the download is active, or the user has another active
 // one of the same content.
 func (s *Store) RetryDownload(ctx context.Context, id uuid.UUID, v Viewer) (Download, error) {
+	s = s.as(v)
 	var d Download
 	err := s.inTx(ctx, func(tx pgx.Tx) (err error) {
 		if d, err = findDownload(ctx, tx, id, v); err != nil {

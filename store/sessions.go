@@ -65,6 +65,7 @@ type NewSession struct {
 
 // CreateSession begins a session. A user's oldest one ends when there are too many.
 func (s *Store) CreateSession(ctx context.Context, n NewSession) (Session, error) {
+	s = s.Everyone() // a policy looks for the session of a refresh token, which comes to be with it
 	idle, age := sessionIdle, sessionAge
 	if n.Remember {
 		idle, age = rememberedIdle, rememberedAge
@@ -119,6 +120,7 @@ type Renewal struct {
 // unknown or its session has ended. ErrReused if it was used before: whoever else holds it, or its successors, is signed
 // out with this bearer, since one of them stole it.
 func (s *Store) RenewSession(ctx context.Context, refresh, successor [32]byte) (Renewal, error) {
+	s = s.Everyone()
 	var (
 		r      Renewal
 		reused bool
@@ -194,6 +196,7 @@ func (s *Store) RenewSession(ctx context.Context, refresh, successor [32]byte) (
 
 // ListSessions returns the user's sessions that count, the one used last first.
 func (s *Store) ListSessions(ctx context.Context, userID uuid.UUID) ([]Session, error) {
+	s = s.asUser(userID)
 	rows, err := s.pool.Query(ctx, `
 		SELECT `+sessionColumns+`
 		FROM medianest.session AS s
@@ -213,6 +216,7 @@ func (s *Store) ListSessions(ctx context.Context, userID uuid.UUID) ([]Session, 
 
 // RevokeSession ends a session of the user's, for every replica at once. ErrNotFound if there is none that counts.
 func (s *Store) RevokeSession(ctx context.Context, id, userID uuid.UUID, why string) error {
+	s = s.asUser(userID)
 	tag, err := s.pool.Exec(ctx, `
 		UPDATE medianest.session
 		SET revoked_at = now(), revoked_for = @why
@@ -229,6 +233,7 @@ func (s *Store) RevokeSession(ctx context.Context, id, userID uuid.UUID, why str
 
 // RevokeSessions ends all of the user's sessions but one, which may be nil, and returns how many.
 func (s *Store) RevokeSessions(ctx context.Context, userID uuid.UUID, but *uuid.UUID, why string) (int64, error) {
+	s = s.asUser(userID)
 	tag, err := s.pool.Exec(ctx, `
 		UPDATE medianest.session
 		SET revoked_at = now(), revoked_for = @why

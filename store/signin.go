@@ -86,6 +86,7 @@ func (s *Store) FindPassword(ctx context.Context, name string) (User, string, er
 // SetPassword sets the hash of the user's password, and ends the user's sessions but one: whoever knew the old password
 // is out.
 func (s *Store) SetPassword(ctx context.Context, userID uuid.UUID, hash string, but *uuid.UUID) error {
+	s = s.asUser(userID)
 	err := s.inTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			UPDATE medianest.users

@@ -50,16 +50,16 @@ type Viewer struct {
 }
 
 // Store gives access to the platform's data. It is safe for concurrent use and holds no state of its own besides the
-// pool.
+// pool. In the role of the API its methods see what belongs to the user whom they are given, and no more.
 type Store struct {
-	pool  *pgxpool.Pool
+	pool  db
 	queue Queue
 }
 
 // New returns a store over pool, which stays the caller's to close. Methods that create or cancel work need a queue:
 // see WithQueue.
 func New(pool *pgxpool.Pool) *Store {
-	return &Store{pool: pool}
+	return &Store{pool: db{Pool: pool}}
 }
 
 // WithQueue returns a copy of the store that enqueues with q.

@@ -49,6 +49,7 @@ const (
 
 // CreateToken adds a token; ErrConflict if the hash or the user is not usable, or the user has too many.
 func (s *Store) CreateToken(ctx context.Context, n NewToken) (Token, error) {
+	s = s.asUser(n.UserID)
 	if err := errors.Join(checkText("name", n.Name, maxNameBytes), checkNetworks(n.Networks)); err != nil {
 		return Token{}, err
 	}
@@ -91,6 +92,7 @@ func checkNetworks(networks []netip.Prefix) error {
 
 // ListTokens returns the user's tokens that work or did within a month, newest first.
 func (s *Store) ListTokens(ctx context.Context, userID uuid.UUID) ([]Token, error) {
+	s = s.asUser(userID)
 	rows, err := s.pool.Query(ctx, `
 		SELECT `+tokenColumns+`
 		FROM medianest.tokens AS t
@@ -110,6 +112,7 @@ func (s *Store) ListTokens(ctx context.Context, userID uuid.UUID) ([]Token, erro
 
 // RevokeToken ends a token of the viewer's, or any as an admin; ErrConflict if it was revoked before.
 func (s *Store) RevokeToken(ctx context.Context, id uuid.UUID, v Viewer) error {
+	s = s.as(v)
 	var changed bool
 	err := s.pool.QueryRow(ctx, `
 		WITH revoked AS (
@@ -134,6 +137,7 @@ func (s *Store) RevokeToken(ctx context.Context, id uuid.UUID, v Viewer) error {
 // noteTokenUse sets last_used_at, once for many requests at the same time: those that find the row locked leave it to
 // the one that holds it.
 func (s *Store) noteTokenUse(ctx context.Context, id uuid.UUID) error {
+	s = s.Everyone()
 	_, err := s.pool.Exec(ctx, `
 		UPDATE medianest.tokens
 		SET last_used_at = now()

@@ -46,6 +46,7 @@ const (
 	CodeConflict        = "conflict"
 	CodeInvalidURL      = "invalid_url"
 	CodeNotFound        = "not_found"
+	CodeTooManyRequests = "too_many_requests"
 	CodeUnauthenticated = "unauthenticated"
 	CodeUnavailable     = "unavailable"
 )

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"medianest/api"
 	"medianest/jobs/egress"
 	"medianest/store"
 )
@@ -40,6 +41,8 @@ type Config struct {
 	RedisURL      secretURL     // redis URL; empty: `up` runs its own, others refuse
 	SecretKeys    secret        // "id:base64 of 32 bytes", several; empty: the file secret-keys of DataDir
 	TrustedProxy  []string      // addresses and networks whose X-Forwarded-For is believed; nil: loopback and private ones
+	Rates         rates         // requests a minute by class; default api.DefaultRates
+	CORSOrigins   []string      // other origins whose scripts may use the API
 	DataDir       string        // admin token, secret keys, lock file, embedded Postgres; default ./data
 	MediaDir      string        // library root with the staging area; default ./media
 	Listen        string        // host:port of the API; default 127.0.0.1:8080
@@ -278,6 +281,9 @@ func (c Config) withDefaults(onTerminal bool) Config {
 	c.TickInterval = cmp.Or(c.TickInterval, defaultTickInterval)
 	c.RetryScale = cmp.Or(c.RetryScale, 1)
 	c.Server = cmp.Or(c.Server, "http://"+defaultListen)
+	if c.Rates == nil {
+		c.Rates = maps.Clone(rates(api.DefaultRates))
+	}
 	if c.WorkerQueues == nil {
 		c.WorkerQueues = maps.Clone(defaultQueues)
 	}
@@ -406,6 +412,43 @@ func parseNetworks(target func(*Config) *[]string) func(*Config, string) error {
 		}
 		return nil
 	}
+}
+
+// rates are requests a minute, by class; 0: not counted.
+type rates map[api.RateClass]int
+
+func (r rates) String() string {
+	parts := make([]string, 0, len(r))
+	for _, class := range slices.Sorted(maps.Keys(r)) {
+		parts = append(parts, string(class)+"="+strconv.Itoa(r[class]))
+	}
+	return strings.Join(parts, ",")
+}
+
+// parseRates takes those that are to differ from the default.
+func parseRates(c *Config, value string) error {
+	c.Rates = maps.Clone(rates(api.DefaultRates))
+	for part := range strings.SplitSeq(value, ",") {
+		name, number, _ := strings.Cut(strings.TrimSpace(part), "=")
+		n, err := strconv.Atoi(number)
+		if _, known := api.DefaultRates[api.RateClass(name)]; !known || err != nil || n < 0 || n > 1_000_000 {
+			return fmt.Errorf("%q is not one of read, write, stream, sign_in, anonymous with a number, like read=600", part)
+		}
+		c.Rates[api.RateClass(name)] = n
+	}
+	return nil
+}
+
+func parseOrigins(c *Config, value string) error {
+	for part := range strings.SplitSeq(value, ",") {
+		part = strings.TrimSpace(part)
+		u, err := url.Parse(part)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || part != u.Scheme+"://"+u.Host {
+			return fmt.Errorf("%q is not an origin like https://portal.example", part)
+		}
+		c.CORSOrigins = append(c.CORSOrigins, part)
+	}
+	return nil
 }
 
 func parseMaxLosses(c *Config, value string) error {

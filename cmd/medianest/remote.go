@@ -246,7 +246,8 @@ var errNotMediaNest = errors.New("the answer is not one of MediaNest's")
 // isPassing tells errors that a moment may mend: the platform is restarting, or its database is.
 func isPassing(err error) bool {
 	if problem, ok := errors.AsType[*client.Problem](err); ok {
-		return problem.Status == http.StatusServiceUnavailable || problem.Status == http.StatusBadGateway
+		return problem.Status == http.StatusServiceUnavailable || problem.Status == http.StatusBadGateway ||
+			problem.Code == client.CodeTooManyRequests
 	}
 	return false
 }

@@ -79,6 +79,16 @@ var settings = []setting{
 		},
 	},
 	{
+		name:  prefix + "RATE_LIMITS",
+		doc:   "Requests a minute, up to half of them at once: of a user by class (a token gets two thirds of it), and of an address for tries to sign in and for who is not known. What is left out stays as it is; 0 does not count.",
+		parse: parseRates, show: func(c Config) string { return c.Rates.String() },
+	},
+	{
+		name: prefix + "CORS_ORIGINS", unset: "none",
+		doc:   "Other origins whose scripts may use the API, with a token, separated by commas, like https://portal.example.",
+		parse: parseOrigins, show: func(c Config) string { return strings.Join(c.CORSOrigins, ",") },
+	},
+	{
 		name:  prefix + "WORKER_QUEUES",
 		doc:   "Jobs worked at a time by one worker, per queue. A queue that is left out is left to other workers.",
 		parse: parseQueues, show: func(c Config) string { return c.WorkerQueues.String() },

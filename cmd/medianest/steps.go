@@ -406,7 +406,8 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 		return err
 	}
 	handler, err := api.New(api.Options{
-		Store: a.apiStore, Keys: a.keys, TrustedProxies: a.config.TrustedProxy, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
+		Store: a.apiStore, Keys: a.keys, RateLimiter: store.NewRateLimiter(a.redis, a.log), Rates: a.config.Rates,
+		CORSOrigins: a.config.CORSOrigins, TrustedProxies: a.config.TrustedProxy, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
 		BasePath: a.config.BasePath, PublicURL: a.config.PublicURL, Version: buildVersion(),
 		Logger: a.log, Registerer: a.telemetry.registry, TracerProvider: a.telemetry.tracers,
 	})
