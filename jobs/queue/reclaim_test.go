@@ -49,7 +49,7 @@ func (b *bundle) waitCurrent(t *testing.T, public int64, state rivertype.JobStat
 	require.Eventually(t, func() bool {
 		row = b.current(t, public)
 		return row.State == state
-	}, 30*time.Second, 10*time.Millisecond, "job %d never was %s", public, state)
+	}, 90*time.Second, 10*time.Millisecond, "job %d never was %s", public, state) // one that is stopped in a transaction holds its locks for 30 s
 	return row
 }
 
