@@ -28,6 +28,8 @@ type Audit interface {
 	AddAudit(ctx context.Context, e store.AuditEntry) error
 	// ListAudit returns a page, newest first, and the cursor of the next one, or "".
 	ListAudit(ctx context.Context, f store.AuditFilter) ([]store.AuditEntry, string, error)
+	// VerifyAudit looks through the chain that entries are sealed into.
+	VerifyAudit(ctx context.Context) (store.AuditProof, error)
 	// SupersededRows are those of River's rows whose jobs go on as other rows.
 	SupersededRows(ctx context.Context, ids []int64) ([]int64, error)
 }
@@ -187,7 +189,7 @@ type AuditList struct {
 
 var listAudit = described{
 	id: "list-audit", scope: ScopeAuditRead, tag: tagUsers, summary: "List what administrators did",
-	text:     "Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year.",
+	text:     "Newest first: everything that changed something, here and in River UI, also what was refused. Nothing is changed or removed for a year: see the chain.",
 	problems: []Code{CodeValidationFailed},
 }
 
@@ -210,13 +212,83 @@ func (a *API) handleListAudit(ctx context.Context, input *listAuditInput) (*list
 	}
 	list := AuditList{Items: make([]AuditEntry, len(entries)), NextCursor: next}
 	for i, e := range entries {
-		list.Items[i] = AuditEntry{
-			ID: strconv.FormatInt(e.ID, 10), At: e.At, ActorID: e.ActorID, Actor: e.Actor, Action: e.Action, Subject: e.Subject,
-			Detail: e.Detail, RequestID: e.RequestID, Client: e.Client,
-		}
-		if e.Status != nil {
-			list.Items[i].Status = *e.Status
-		}
+		list.Items[i] = presentEntry(e)
 	}
 	return &listAuditOutput{list}, nil
 }
+
+func presentEntry(e store.AuditEntry) AuditEntry {
+	entry := AuditEntry{
+		ID: strconv.FormatInt(e.ID, 10), At: e.At, ActorID: e.ActorID, Actor: e.Actor, Action: e.Action, Subject: e.Subject,
+		Detail: e.Detail, RequestID: e.RequestID, Client: e.Client,
+	}
+	if e.Status != nil {
+		entry.Status = *e.Status
+	}
+	return entry
+}
+
+// AuditChain is what a look through the chain found.
+type AuditChain struct {
+	Intact bool   `json:"intact" doc:"No entry that was sealed has been changed, removed or put in since."`
+	Links  int64  `json:"links" doc:"How many were looked at." example:"1234"`
+	Last   int64  `json:"last" doc:"Number of the last link, or of the first that is at fault." example:"1234"`
+	Hash   string `json:"hash,omitempty" doc:"That link's hash (SHA-256, hex). Kept elsewhere, it shows later that the chain up to it was not replaced."`
+	Fault  string `json:"fault,omitempty" enum:"entry changed,entry removed,link removed,link replaced" doc:"What is wrong with it."`
+}
+
+var verifyAudit = described{
+	id: "verify-audit", scope: ScopeAuditRead, tag: tagUsers, summary: "Verify the audit",
+	text: "Each entry is sealed within about a minute into a chain of hashes. This looks through all of it. What retention has removed was the beginning; addresses and details of erased people are in the chain by a digest.",
+}
+
+type verifyAuditOutput struct{ Body AuditChain }
+
+func (a *API) handleVerifyAudit(ctx context.Context, _ *struct{}) (*verifyAuditOutput, error) {
+	p, err := a.store.VerifyAudit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &verifyAuditOutput{AuditChain{Intact: p.Fault == "", Links: p.Links, Last: p.Last, Hash: p.Hash, Fault: p.Fault}}, nil
+}
+
+var exportAudit = described{
+	id: "export-audit", scope: ScopeAuditRead, tag: tagUsers, summary: "Export the audit", streams: true,
+	text:     "All entries that fit, newest first, a JSON object a line (`application/x-ndjson`).",
+	problems: []Code{CodeValidationFailed},
+}
+
+func (a *API) handleExportAudit(ctx context.Context, input *struct {
+	ActorID uuid.UUID `query:"actor_id" format:"uuid" doc:"Only what this user did."`
+	Action  string    `query:"action" maxLength:"100" doc:"Only this action." example:"set-limit"`
+	Since   time.Time `query:"since" doc:"Only from then on."`
+	Until   time.Time `query:"until" doc:"Only before then."`
+}) (*streamOutput, error) {
+	filter := store.AuditFilter{ActorID: input.ActorID, Action: input.Action, Since: input.Since, Until: input.Until, Limit: exportPage}
+	entries, next, err := a.store.ListAudit(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	c := scopeOf(ctx).gin
+	return &streamOutput{func(huma.Context) {
+		c.Header("Content-Type", ndjsonType)
+		c.Header("Content-Disposition", `attachment; filename="medianest-audit.ndjson"`)
+		encoder := json.NewEncoder(c.Writer)
+		for {
+			for _, e := range entries {
+				if err := encoder.Encode(presentEntry(e)); err != nil {
+					panic(err) // the client has left, or must not take what it has for the whole
+				}
+			}
+			if filter.Cursor = next; next == "" {
+				return
+			}
+			if entries, next, err = a.store.ListAudit(ctx, filter); err != nil {
+				panic(err)
+			}
+		}
+	}}, nil
+}
+
+// exportPage is how many entries are read at a time.
+const exportPage = 200

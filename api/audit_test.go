@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"medianest/api"
+	"medianest/store"
 )
 
 func (b *bundle) audit(query string) []api.AuditEntry {
@@ -128,4 +130,32 @@ func TestRiverUIIsAuditedAndBound(t *testing.T) {
 	slices.Sort(found)
 	slices.Sort(pressed)
 	require.Equal(t, found, slices.Compact(pressed))
+}
+
+// What is written down is sealed, and a change is told; all of it can be taken along.
+func TestAuditIsVerifiedAndExported(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for i := range 250 {
+		b.exec(`INSERT INTO medianest.audit (action, subject, status) VALUES ('set-limit', $1, 200)`, strconv.Itoa(i))
+	}
+	_, err := store.New(b.pool).SealAudit(t.Context())
+	require.NoError(t, err)
+	verify := func() (chain api.AuditChain) {
+		b.do(request{method: "GET", path: "/api/v1/audit/verify", token: b.admin.token}).into(&chain)
+		return chain
+	}
+	chain := verify()
+	require.True(t, chain.Intact)
+	require.EqualValues(t, 250, chain.Links)
+	a := b.do(request{method: "GET", path: "/api/v1/audit/export?action=set-limit", token: b.admin.token})
+	require.Equal(t, http.StatusOK, a.status)
+	require.Equal(t, 250, strings.Count(string(a.body), "\n"))
+	require.Equal(t, 250, strings.Count(string(a.body), `"action":"set-limit"`))
+	b.exec(`ALTER TABLE medianest.audit DISABLE TRIGGER medianest_keep`)
+	b.exec(`UPDATE medianest.audit SET subject = 'x' WHERE subject = '7'`)
+	chain = verify()
+	require.False(t, chain.Intact)
+	require.Equal(t, "entry changed", chain.Fault)
+	require.EqualValues(t, 8, chain.Last)
 }

@@ -253,6 +253,10 @@ func (f *fakeStore) ListAudit(ctx context.Context, _ store.AuditFilter) ([]store
 	return nil, "", f.fail(ctx)
 }
 
+func (f *fakeStore) VerifyAudit(ctx context.Context) (store.AuditProof, error) {
+	return store.AuditProof{}, f.fail(ctx)
+}
+
 func (f *fakeStore) SupersededRows(ctx context.Context, _ []int64) ([]int64, error) {
 	return nil, f.fail(ctx)
 }

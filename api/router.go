@@ -73,6 +73,8 @@ func (a *API) routes(tracers trace.TracerProvider) {
 	operation(a, http.MethodDelete, apiPath+"/pauses/{key}", deletePause, a.handleDeletePause)
 	operation(a, http.MethodGet, apiPath+"/queues", listQueues, a.handleListQueues)
 	operation(a, http.MethodGet, apiPath+"/audit", listAudit, a.handleListAudit)
+	operation(a, http.MethodGet, apiPath+"/audit/verify", verifyAudit, a.handleVerifyAudit)
+	operation(a, http.MethodGet, apiPath+"/audit/export", exportAudit, a.handleExportAudit)
 	operation(a, http.MethodGet, apiPath+"/schedule-kinds", listScheduleKinds, a.handleListScheduleKinds)
 	operation(a, http.MethodPost, apiPath+"/schedules", createSchedule, a.handleCreateSchedule)
 	operation(a, http.MethodGet, apiPath+"/schedules", listSchedules, a.handleListSchedules)

@@ -5,6 +5,7 @@
 //	remove_files  library   10 min   10        nothing: running twice is harmless tried again, the files stay meanwhile
 //	trim_events   library   10 min   3         its schedule                       tried again, else at the next tick
 //	trim_domain   library   10 min   3         its schedule                       likewise
+//	seal_audit    library   10 min   3         its schedule                       likewise
 //	sweep_staging library   10 min   3         its schedule                       likewise
 //
 // Every job names the keys of its limits: its kind's, and a download its user's and its host's (package queue).

@@ -13,7 +13,7 @@ import (
 	"medianest/store"
 )
 
-// Deps are what the workers need. All but StagingWait, EventRetention and RetryScale are required.
+// Deps are what the workers need. All but Collector, StagingWait, EventRetention and RetryScale are required.
 type Deps struct {
 	Store     *store.Store // as role worker, three connections at least, with a queue: a collection enqueues its items
 	Extractor Extractor
@@ -22,6 +22,9 @@ type Deps struct {
 	Proxy     *egress.Proxy // of Guard; what fetches has no other way out
 	Progress  ProgressSink
 	Logger    *slog.Logger
+
+	// Collector gets the audit. Nil: nobody does.
+	Collector Collector
 
 	// StagingWait is for how long a download is left to the workers that see the volume where it was begun; after that
 	// it begins anew on another. 0 means 2 min, less than that not at all.
@@ -54,6 +57,7 @@ func Register(workers *river.Workers, d Deps) error {
 		river.AddWorkerSafely(workers, &RemoveFilesWorker{store: d.Store, library: d.Library}),
 		river.AddWorkerSafely(workers, &TrimEventsWorker{store: d.Store, retention: retention}),
 		river.AddWorkerSafely(workers, &TrimDomainWorker{store: d.Store, retention: retention}),
+		river.AddWorkerSafely(workers, &SealAuditWorker{store: d.Store, collector: d.Collector}),
 		river.AddWorkerSafely(workers, &SweepStagingWorker{store: d.Store, library: d.Library}),
 	)
 	if err != nil {

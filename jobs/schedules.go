@@ -31,6 +31,9 @@ var schedulables = []struct {
 	{TrimDomainArgs{}.Kind(), schedulable{
 		"Removes idempotency keys, traces of jobs that are gone, and contents that nobody needs.", decodeArgs[TrimDomainArgs],
 	}},
+	{SealAuditArgs{}.Kind(), schedulable{
+		"Seals what has been written into the audit, and sends it to the collector of security events.", decodeArgs[SealAuditArgs],
+	}},
 	{SweepStagingArgs{}.Kind(), schedulable{
 		"Removes from the staging area what no download will need.", decodeArgs[SweepStagingArgs],
 	}},
@@ -47,6 +50,7 @@ func OwnSchedules() []store.SystemSchedule {
 	return []store.SystemSchedule{
 		own(TrimEventsArgs{}, "Event retention", 5*time.Minute),
 		own(TrimDomainArgs{}, "Record retention", time.Hour),
+		own(SealAuditArgs{}, "Audit sealing", time.Minute),
 		own(SweepStagingArgs{}, "Staging sweep", time.Hour),
 	}
 }

@@ -154,6 +154,9 @@ func (s *Store) ListAudit(ctx context.Context, f AuditFilter) (page []AuditEntry
 
 // trimAudit removes entries by a function, since no role may delete them otherwise.
 func (s *Store) trimAudit(ctx context.Context) (total int64, err error) {
+	if _, err := s.SealAudit(ctx); err != nil { // what is removed is removed from the chain
+		return 0, err
+	}
 	for {
 		var n int64
 		err := s.pool.QueryRow(ctx, `SELECT medianest.trim_audit(@age, @batch)`,

@@ -134,10 +134,17 @@ const eraseBatch = 100
 
 // EraseUser removes a person: name, password, tokens, sessions and identities at once and for good; then the downloads,
 // as far as ctx allows, whose files jobs remove. Retention does the rest, and removes the last row of the user when the
-// last file is gone. What the audit has is under an id that names nobody any more. ErrConflict if no admin would be left.
+// last file is gone. What the audit has is
+// under an id that names nobody any more, without addresses and details. ErrConflict if no admin would be left.
 func (s *Store) EraseUser(ctx context.Context, id uuid.UUID) error {
 	s = s.Everyone()
 	err := s.changeUsers(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+			SELECT medianest.erase_audit(u.id, u.name)
+			FROM medianest.users AS u
+			WHERE u.id = @id`, pgx.StrictNamedArgs{"id": id}); err != nil {
+			return err
+		}
 		tag, err := tx.Exec(ctx, `
 			UPDATE medianest.users AS u
 			SET name = 'erased-' || replace(u.id::text, '-', ''), password_hash = NULL, disabled_at = coalesce(u.disabled_at, now()),

@@ -21,6 +21,7 @@ import (
 
 	"medianest/api"
 	"medianest/jobs/egress"
+	"medianest/jobs/siem"
 	"medianest/store"
 )
 
@@ -43,6 +44,7 @@ type Config struct {
 	TrustedProxy  []string      // addresses and networks whose X-Forwarded-For is believed; nil: loopback and private ones
 	Rates         rates         // requests a minute by class; default api.DefaultRates
 	CORSOrigins   []string      // other origins whose scripts may use the API
+	AuditForward  string        // syslog URL of a collector of security events; empty: none
 	DataDir       string        // admin token, secret keys, lock file, embedded Postgres; default ./data
 	MediaDir      string        // library root with the staging area; default ./media
 	Listen        string        // host:port of the API; default 127.0.0.1:8080
@@ -448,6 +450,14 @@ func parseOrigins(c *Config, value string) error {
 		}
 		c.CORSOrigins = append(c.CORSOrigins, part)
 	}
+	return nil
+}
+
+func parseAuditForward(c *Config, value string) error {
+	if _, err := siem.Parse(value); err != nil {
+		return err
+	}
+	c.AuditForward = value
 	return nil
 }
 

@@ -89,6 +89,11 @@ var settings = []setting{
 		parse: parseOrigins, show: func(c Config) string { return strings.Join(c.CORSOrigins, ",") },
 	},
 	{
+		name: prefix + "AUDIT_FORWARD", unset: "nobody",
+		doc:   "Who gets the audit besides, in its order and at least once: syslog://host:514 (UDP), syslog+tcp://host:601 or syslog+tls://host:6514, RFC 5424 with JSON. Workers send it, within about a minute.",
+		parse: parseAuditForward, show: func(c Config) string { return c.AuditForward },
+	},
+	{
 		name:  prefix + "WORKER_QUEUES",
 		doc:   "Jobs worked at a time by one worker, per queue. A queue that is left out is left to other workers.",
 		parse: parseQueues, show: func(c Config) string { return c.WorkerQueues.String() },

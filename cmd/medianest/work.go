@@ -18,6 +18,7 @@ import (
 	"medianest/jobs"
 	"medianest/jobs/egress"
 	"medianest/jobs/media"
+	"medianest/jobs/siem"
 	"medianest/jobs/ytdlp"
 )
 
@@ -79,8 +80,15 @@ func (a *assembly) prepareWork(ctx context.Context) error {
 		name: "media", detail: "the media directory cannot be written to",
 		probe: func(context.Context) error { return writable(filepath.Join(a.config.MediaDir, ".medianest")) },
 	})
+	var collector jobs.Collector
+	if a.config.AuditForward != "" {
+		if collector, err = siem.Parse(a.config.AuditForward); err != nil {
+			return usageError("MEDIANEST_AUDIT_FORWARD: %v", err)
+		}
+	}
 	return jobs.Register(a.workers, jobs.Deps{
-		Store: a.workerStore, Extractor: newTracedExtractor(runner, a.telemetry.tracers), Library: a.library, Guard: guard, Proxy: proxy,
+		Collector: collector,
+		Store:     a.workerStore, Extractor: newTracedExtractor(runner, a.telemetry.tracers), Library: a.library, Guard: guard, Proxy: proxy,
 		Progress: a.progress, Logger: a.log, StagingWait: a.config.StagingWait, EventRetention: a.config.Retention,
 		RetryScale: a.config.RetryScale,
 	})
