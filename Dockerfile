@@ -22,7 +22,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 medianest \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin medianest \
-    && install -d -o 10001 -g 10001 /data /media
+    && install -d -o 10001 -g 10001 /data /data/keys /media
 COPY --from=build /out/medianest /usr/local/bin/medianest
 ENV MEDIANEST_DATA_DIR=/data MEDIANEST_MEDIA_DIR=/media MEDIANEST_LISTEN=:8080 MEDIANEST_ADMIN_LISTEN=:9090 MEDIANEST_LOG_FORMAT=json
 USER 10001:10001

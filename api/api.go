@@ -32,6 +32,7 @@ type Store interface {
 	Tokens
 	People
 	AccessRules
+	Secrets
 	Downloads
 	Jobs
 	Workers

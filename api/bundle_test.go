@@ -30,6 +30,9 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files and the OpenAPI document anew")
 
+// testKeys sign and seal in tests.
+var testKeys = "test:" + strings.Repeat("A", 43) + "="
+
 // bundle is an API over a database of the test's own, with three users.
 type bundle struct {
 	t        testing.TB
@@ -59,7 +62,9 @@ func setup(t testing.TB, change ...func(*bundle, *api.Options)) *bundle {
 	url := storetest.DB(t)
 	b.pool = storetest.OpenPool(t, url, "")
 	b.queue = newRiverQueue(t, storetest.OpenPool(t, url, store.RoleRiver))
-	b.store = store.New(storetest.OpenPool(t, url, store.RoleAPI)).WithQueue(b.queue)
+	keys, err := store.ParseKeyring(testKeys)
+	require.NoError(t, err)
+	b.store = store.New(storetest.OpenPool(t, url, store.RoleAPI)).WithQueue(b.queue).WithKeys(keys)
 	b.admin = b.person("admin", store.UserAdmin)
 	b.anna = b.person("anna", store.UserMember)
 	b.bert = b.person("bert", store.UserMember)
@@ -84,7 +89,7 @@ func newBundle(t testing.TB) *bundle {
 
 func (b *bundle) build(s api.Store, change ...func(*bundle, *api.Options)) {
 	b.t.Helper()
-	keys, err := store.ParseKeyring("test:" + strings.Repeat("A", 43) + "=")
+	keys, err := store.ParseKeyring(testKeys)
 	require.NoError(b.t, err)
 	options := api.Options{
 		Keys: keys, Store: s, Progress: b.progress, Stream: b.stream, Version: "v0.0.0-test",

@@ -22,6 +22,7 @@ const (
 	tagSchedules = "Schedules"
 	tagUsers     = "Users"
 	tagAuth      = "Sessions"
+	tagSecrets   = "Secrets"
 	tagHealth    = "Health"
 )
 
@@ -60,6 +61,7 @@ func (a *API) document() huma.Config {
 				{Name: tagSchedules, Description: "What is done again and again."},
 				{Name: tagUsers, Description: "Who uses the platform, and what they may do."},
 				{Name: tagAuth, Description: "Sessions of browsers. Programs need none: they send a token with each request."},
+				{Name: tagSecrets, Description: "What is kept and shown to nobody."},
 				{Name: tagHealth, Description: "For probes and load balancers. These need no token."},
 			},
 		},

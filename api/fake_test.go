@@ -257,6 +257,20 @@ func (f *fakeStore) VerifyAudit(ctx context.Context) (store.AuditProof, error) {
 	return store.AuditProof{}, f.fail(ctx)
 }
 
+func (f *fakeStore) SetSecret(ctx context.Context, _ string, _ []byte, _, _ *uuid.UUID) (store.Secret, error) {
+	return store.Secret{}, f.fail(ctx)
+}
+
+func (f *fakeStore) ListSecrets(ctx context.Context, _ string, _ int) ([]store.Secret, string, error) {
+	return nil, "", f.fail(ctx)
+}
+
+func (f *fakeStore) DeleteSecret(ctx context.Context, _ string) error { return f.fail(ctx) }
+
+func (f *fakeStore) RotateSecrets(ctx context.Context) (store.Rotation, error) {
+	return store.Rotation{}, f.fail(ctx)
+}
+
 func (f *fakeStore) SupersededRows(ctx context.Context, _ []int64) ([]int64, error) {
 	return nil, f.fail(ctx)
 }

@@ -96,6 +96,11 @@ func TestImports(t *testing.T) {
 			"adapters are usable and testable alone",
 		},
 		{
+			"jobs/egress", func(p string) bool { return p == "medianest/jobs/egress" },
+			[]string{"medianest/store", "medianest/jobs/queue", "medianest/jobs/ytdlp", "medianest/jobs/media", "medianest/jobs/guard"},
+			"whoever connects to others goes through it, the API's processes included, and takes in no job with it",
+		},
+		{
 			"jobs/guard", func(p string) bool { return p == "medianest/jobs/guard" },
 			[]string{"medianest"},
 			"it is started for every download, and must be light and depend on nothing",

@@ -6,6 +6,7 @@
 //	trim_events   library   10 min   3         its schedule                       tried again, else at the next tick
 //	trim_domain   library   10 min   3         its schedule                       likewise
 //	seal_audit    library   10 min   3         its schedule                       likewise
+//	rotate_secrets library  10 min   3         its schedule                       likewise
 //	sweep_staging library   10 min   3         its schedule                       likewise
 //
 // Every job names the keys of its limits: its kind's, and a download its user's and its host's (package queue).

@@ -129,7 +129,9 @@ func (b *bundle) build(t *testing.T, root, id string, settings ...setting) (*que
 	client, err := queue.New(options)
 	require.NoError(t, err)
 	enqueuer := jobs.NewEnqueuer(client)
-	deps.Store = worker.WithQueue(enqueuer)
+	keys, err := store.ParseKeyring(store.NewKey())
+	require.NoError(t, err)
+	deps.Store = worker.WithQueue(enqueuer).WithKeys(keys)
 	require.NoError(t, jobs.Register(options.Workers, deps))
 	return client, store.New(storetest.OpenPool(t, b.url, store.RoleAPI)).WithQueue(enqueuer)
 }

@@ -58,6 +58,7 @@ func Register(workers *river.Workers, d Deps) error {
 		river.AddWorkerSafely(workers, &TrimEventsWorker{store: d.Store, retention: retention}),
 		river.AddWorkerSafely(workers, &TrimDomainWorker{store: d.Store, retention: retention}),
 		river.AddWorkerSafely(workers, &SealAuditWorker{store: d.Store, collector: d.Collector}),
+		river.AddWorkerSafely(workers, &RotateSecretsWorker{store: d.Store, log: d.Logger}),
 		river.AddWorkerSafely(workers, &SweepStagingWorker{store: d.Store, library: d.Library}),
 	)
 	if err != nil {

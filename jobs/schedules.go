@@ -34,6 +34,9 @@ var schedulables = []struct {
 	{SealAuditArgs{}.Kind(), schedulable{
 		"Seals what has been written into the audit, and sends it to the collector of security events.", decodeArgs[SealAuditArgs],
 	}},
+	{RotateSecretsArgs{}.Kind(), schedulable{
+		"Seals secrets that are under older secret keys under the active one.", decodeArgs[RotateSecretsArgs],
+	}},
 	{SweepStagingArgs{}.Kind(), schedulable{
 		"Removes from the staging area what no download will need.", decodeArgs[SweepStagingArgs],
 	}},
@@ -51,6 +54,7 @@ func OwnSchedules() []store.SystemSchedule {
 		own(TrimEventsArgs{}, "Event retention", 5*time.Minute),
 		own(TrimDomainArgs{}, "Record retention", time.Hour),
 		own(SealAuditArgs{}, "Audit sealing", time.Minute),
+		own(RotateSecretsArgs{}, "Rotation of secrets", 24*time.Hour),
 		own(SweepStagingArgs{}, "Staging sweep", time.Hour),
 	}
 }

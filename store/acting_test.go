@@ -46,8 +46,11 @@ func TestRowsOfUsersAreBehindASecondWall(t *testing.T) {
 	require.Equal(t, ann.ID, session.UserID)
 	require.NoError(t, b.api.LinkIdentity(t.Context(), ann.ID, store.ExternalIdentity{Provider: "plex", Subject: "1"}))
 
+	_, err = b.api.WithKeys(keyring(t, store.NewKey())).SetSecret(t.Context(), "plex:user:ann", []byte("x"), &ann.ID, nil)
+	require.NoError(t, err)
+
 	tables := ownedTables(t, b)
-	require.Equal(t, []string{"downloads", "files", "idempotency", "job_viewer", "session", "tokens", "user_identity", "refresh_token"}, tables)
+	require.Equal(t, []string{"downloads", "files", "idempotency", "job_viewer", "secret", "session", "tokens", "user_identity", "refresh_token"}, tables)
 	pool := storetest.OpenPool(t, b.url, store.RoleAPI)
 	s := store.New(pool)
 	for _, table := range tables {

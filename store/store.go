@@ -54,6 +54,7 @@ type Viewer struct {
 type Store struct {
 	pool  db
 	queue Queue
+	keys  *Keyring
 }
 
 // New returns a store over pool, which stays the caller's to close. Methods that create or cancel work need a queue:

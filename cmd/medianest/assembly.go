@@ -123,7 +123,7 @@ func (a *assembly) steps() []func(context.Context) error {
 	default:
 		return []func(context.Context) error{
 			a.listenAdmin, a.findTools, a.openLibrary,
-			a.openPools, a.checkSchema, a.openRedis, a.flushTelemetry,
+			a.openPools, a.checkSchema, a.findKeys, a.openRedis, a.flushTelemetry,
 			a.makeQueue, a.prepareWork, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue,
 			a.setReady,
 		}

@@ -93,7 +93,7 @@ func instanceID(dir string) (string, error) {
 // Files of the data directory besides: the platform's secret keys, and the code by which the first person sets the admin's
 // password.
 const (
-	secretKeysFile = "secret-keys"
+	secretKeysFile = "keys/secret-keys" // in a folder of its own: what works needs the keys, and not the admin's token
 	setupCodeFile  = "setup-code"
 )
 
@@ -111,7 +111,9 @@ func secretKeys(c Config, make bool) (*store.Keyring, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && make:
 		content = []byte(store.NewKey() + "\n")
-		err = writeFileDurably(path, string(content))
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = writeFileDurably(path, string(content))
+		}
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, usageError("MEDIANEST_SECRET_KEYS: there are none, nor is there a file %s, which `medianest migrate up` makes; "+
 			"all replicas need the same (`echo 1:$(openssl rand -base64 32)` makes one)", path)

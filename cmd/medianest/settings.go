@@ -34,7 +34,7 @@ var settings = []setting{
 		parse: parseRedisURL, show: func(c Config) string { return c.RedisURL.String() },
 	},
 	{
-		name: prefix + "SECRET_KEYS", secret: true, unset: "the file secret-keys in the data directory, which up and migrate up make",
+		name: prefix + "SECRET_KEYS", secret: true, unset: "the file keys/secret-keys in the data directory, which up and migrate up make",
 		doc:   "Keys that sign sessions and seal secrets, the same for all processes: id:base64 of 32 random bytes, several separated by commas. The first one signs and seals; the others still open what they have.",
 		parse: parseSecretKeys, show: func(c Config) string { return c.SecretKeys.String() },
 	},

@@ -237,10 +237,10 @@ func (a *assembly) makeQueue(context.Context) (err error) {
 	}
 	enqueuer := jobs.NewEnqueuer(a.queue)
 	if a.serves() {
-		a.apiStore = store.New(a.apiPool).WithQueue(enqueuer)
+		a.apiStore = store.New(a.apiPool).WithQueue(enqueuer).WithKeys(a.keys)
 	}
 	if a.works() {
-		a.workerStore = store.New(a.workerPool).WithQueue(enqueuer)
+		a.workerStore = store.New(a.workerPool).WithQueue(enqueuer).WithKeys(a.keys)
 	}
 	return nil
 }

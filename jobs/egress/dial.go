@@ -51,6 +51,11 @@ func (g *Guard) dial(ctx context.Context, target string) (net.Conn, error) {
 	return nil, failure
 }
 
+// dialContext is dial in the form that a Transport wants.
+func (g *Guard) dialContext(ctx context.Context, _, target string) (net.Conn, error) {
+	return g.dial(ctx, target)
+}
+
 // dialFirst tries the addresses in their order, each with a head start before the next, and returns the first
 // connection that is made. The error is that of the first address.
 func (g *Guard) dialFirst(ctx context.Context, name string, addresses []netip.AddrPort) (net.Conn, error) {

@@ -45,5 +45,5 @@ func ExampleGuard() {
 	// Output:
 	// <nil>
 	// 403
-	// The host 169.254.169.254 is not reachable for downloads: it is a link-local address. An administrator can allow it.
+	// The host 169.254.169.254 may not be connected to: it is a link-local address. An administrator can allow it.
 }

@@ -204,6 +204,15 @@ func freeAddress(t testing.TB) string {
 	return listener.Addr().String()
 }
 
+// silentAddress is an address of loopback where connections are taken and nothing is ever said.
+func silentAddress(t testing.TB) string {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	return listener.Addr().String()
+}
+
 // deafAddress is an address of loopback that answers no attempt to connect: a listener whose queue is full.
 func deafAddress(t testing.TB) string {
 	t.Helper()

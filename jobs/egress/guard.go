@@ -222,7 +222,7 @@ func isLocal(addr netip.Addr) bool {
 // denied is the refusal to connect. People are told the host that they named and what kind of address it has; the
 // address itself, which tells how the own network is built, is for the log.
 func denied(host string, target netip.AddrPort, kind, source string, allowable bool) error {
-	detail := "The host " + shorten(host) + " is not reachable for downloads: it is " + kind + "."
+	detail := "The host " + shorten(host) + " may not be connected to: it is " + kind + "."
 	if allowable {
 		detail += " An administrator can allow it."
 	}
