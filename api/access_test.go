@@ -28,7 +28,7 @@ func concrete(path string) string {
 	if strings.Contains(path, "/jobs/") {
 		id = "4711"
 	}
-	return strings.NewReplacer(":id", id, ":key", "host:site.test", ":name", "x", "*path", "").Replace(path)
+	return strings.NewReplacer(":id", id, ":key", "host:site.test", ":name", "x", ":provider", "x", "*path", "").Replace(path)
 }
 
 // The whole table: who may ask for which route. What is allowed is reviewed in testdata/access.txt; that each operation

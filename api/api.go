@@ -95,6 +95,11 @@ type Options struct {
 	// networks, where reverse proxies are.
 	TrustedProxies []string
 
+	// Providers are other ways to sign in. Who comes by one for the first time gets an account with the SignUpRole; without
+	// one, only who is tied to a user already gets in.
+	Providers  []Provider
+	SignUpRole string
+
 	// RateLimiter counts requests, by Rates: requests a minute by class, DefaultRates where it is nil. Without a limiter
 	// they are not counted.
 	RateLimiter RateLimiter
@@ -135,6 +140,8 @@ type API struct {
 	keys      *store.Keyring
 	now       func() time.Time
 
+	providers   []Provider
+	signUpRole  string
 	limiter     RateLimiter
 	rates       map[RateClass]int
 	corsOrigins []string
@@ -168,6 +175,7 @@ func New(o Options) (*API, error) {
 		basePath: o.BasePath, version: o.Version, log: o.Logger,
 		keys: o.Keys, now: o.Now, watchEvery: watchEvery, declared: map[string]described{}, passwords: newPasswords(), crossOrigin: http.NewCrossOriginProtection(),
 	}
+	a.providers, a.signUpRole = o.Providers, o.SignUpRole
 	a.limiter, a.rates, a.corsOrigins = o.RateLimiter, o.Rates, o.CORSOrigins
 	if a.rates == nil {
 		a.rates = DefaultRates

@@ -26,6 +26,9 @@ type Identities interface {
 	IdentifySession(ctx context.Context, id uuid.UUID) (store.Identity, error)
 	// IdentifyCode returns whose session or token a code came with, and ErrNotFound if that has ended.
 	IdentifyCode(ctx context.Context, o store.OneTime) (store.Identity, error)
+	// FindUserByIdentity returns the user that a provider's person is, or ErrNotFound; LinkIdentity ties the two.
+	FindUserByIdentity(ctx context.Context, e store.ExternalIdentity) (store.User, error)
+	LinkIdentity(ctx context.Context, userID uuid.UUID, e store.ExternalIdentity) error
 }
 
 const (

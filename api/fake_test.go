@@ -271,6 +271,14 @@ func (f *fakeStore) RotateSecrets(ctx context.Context) (store.Rotation, error) {
 	return store.Rotation{}, f.fail(ctx)
 }
 
+func (f *fakeStore) FindUserByIdentity(ctx context.Context, _ store.ExternalIdentity) (store.User, error) {
+	return store.User{}, f.fail(ctx)
+}
+
+func (f *fakeStore) LinkIdentity(ctx context.Context, _ uuid.UUID, _ store.ExternalIdentity) error {
+	return f.fail(ctx)
+}
+
 func (f *fakeStore) SupersededRows(ctx context.Context, _ []int64) ([]int64, error) {
 	return nil, f.fail(ctx)
 }

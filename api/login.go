@@ -21,11 +21,24 @@ type loginPage struct {
 	ByToken  bool   // the form's other half was tried
 	Remember bool
 	Fault    string // why the last attempt failed
+
+	Providers []providerLink
+}
+
+// providerLink is another way in.
+type providerLink struct{ Title, Link string }
+
+// loginPage adds the other ways in.
+func (a *API) loginPage(p loginPage) loginPage {
+	for _, provider := range a.providers {
+		p.Providers = append(p.Providers, providerLink{provider.Title(), a.basePath + "/login/" + provider.Name() + "?next=" + url.QueryEscape(p.Next)})
+	}
+	return p
 }
 
 // handleLoginForm shows the form that begins a session.
 func (a *API) handleLoginForm(c *gin.Context) {
-	a.renderPage(c, http.StatusOK, "login.html", loginPage{Next: a.localPath(c.Query("next"))})
+	a.renderPage(c, http.StatusOK, "login.html", a.loginPage(loginPage{Next: a.localPath(c.Query("next"))}))
 }
 
 // readForm reads a form of our own pages.
@@ -59,7 +72,7 @@ func (a *API) handleLogin(c *gin.Context) {
 	} else {
 		_, err = a.signInByPassword(c.Request.Context(), c, page.Name, c.PostForm("password"), page.Remember)
 	}
-	a.afterForm(c, err, page.Next, "login.html", func(fault string) any { page.Fault = fault; return page })
+	a.afterForm(c, err, page.Next, "login.html", func(fault string) any { page.Fault = fault; return a.loginPage(page) })
 }
 
 // afterForm goes on to where a sign-in was for, or shows the form again with what is wrong.

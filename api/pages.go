@@ -48,7 +48,7 @@ func newPages(a *API) (*pages, error) {
 		},
 		"text": prose,
 	}
-	for _, name := range []string{"root.html", "login.html", "invitation.html", "problem.html", "docs.html"} {
+	for _, name := range []string{"root.html", "login.html", "invitation.html", "done.html", "problem.html", "docs.html"} {
 		t, err := template.New(name).Funcs(functions).ParseFS(pageFiles, "page/layout.html", "page/"+name)
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)

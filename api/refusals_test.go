@@ -128,6 +128,8 @@ func TestRoutesNeedAToken(t *testing.T) {
 		"GET /": true, "GET /docs": true, "GET /openapi.json": true, "GET /login": true, "POST /login": true, "POST /logout": true,
 		"GET /static/:name": true, "GET /livez": true, "GET /readyz": true, "GET /invitation": true, "POST /invitation": true,
 		"POST /api/v1/auth/sign-in": true, "POST /api/v1/auth/invitation": true, "POST /api/v1/auth/refresh": true,
+		"GET /api/v1/auth/providers": true, "POST /api/v1/auth/plex/pin": true, "POST /api/v1/auth/plex/verify": true,
+		"GET /login/:provider": true, "GET /login/:provider/done": true,
 		"GET /river": true, // leads to /river/
 	}
 	walked := 0

@@ -58,6 +58,9 @@ func (a *API) attempt(ctx context.Context, c *gin.Context, t try, remember bool,
 		return store.Session{}, newProblem(CodeTooManyAttempts, "").retryAfter(wait)
 	}
 	n, err := find()
+	if errors.Is(err, ErrPending) {
+		return store.Session{}, err
+	}
 	event := store.AuditEntry{Action: "auth." + t.method, Detail: t.detail}
 	if p, ok := errors.AsType[*Problem](err); ok && p.Code == CodeUnauthenticated {
 		a.metrics.signIns.WithLabelValues("refused").Inc()
@@ -67,7 +70,7 @@ func (a *API) attempt(ctx context.Context, c *gin.Context, t try, remember bool,
 	if err != nil {
 		return store.Session{}, err
 	}
-	n.Method, n.Remember = t.method, remember
+	n.Method, n.Remember = t.method, remember || n.Remember
 	session, err := a.beginSession(ctx, c, n)
 	if err != nil {
 		return store.Session{}, err

@@ -38,13 +38,19 @@ const (
 
 // Config is every setting. A zero value means "not set"; withDefaults gives those that have a default their value.
 type Config struct {
-	DatabaseURL   secretURL     // postgres URL or keyword/value string; empty: `up` runs its own cluster, others refuse
-	RedisURL      secretURL     // redis URL; empty: `up` runs its own, others refuse
-	SecretKeys    secret        // "id:base64 of 32 bytes", several; empty: the file secret-keys of DataDir
-	TrustedProxy  []string      // addresses and networks whose X-Forwarded-For is believed; nil: loopback and private ones
-	Rates         rates         // requests a minute by class; default api.DefaultRates
-	CORSOrigins   []string      // other origins whose scripts may use the API
-	AuditForward  string        // syslog URL of a collector of security events; empty: none
+	DatabaseURL   secretURL // postgres URL or keyword/value string; empty: `up` runs its own cluster, others refuse
+	RedisURL      secretURL // redis URL; empty: `up` runs its own, others refuse
+	SecretKeys    secret    // "id:base64 of 32 bytes", several; empty: the file secret-keys of DataDir
+	TrustedProxy  []string  // addresses and networks whose X-Forwarded-For is believed; nil: loopback and private ones
+	Rates         rates     // requests a minute by class; default api.DefaultRates
+	CORSOrigins   []string  // other origins whose scripts may use the API
+	AuditForward  string    // syslog URL of a collector of security events; empty: none
+	PlexServerID  string    // machineIdentifier of the server whose users may sign in by plex.tv; empty: none
+	OIDCIssuer    string    // of an OpenID provider; empty: none
+	OIDCClientID  string
+	OIDCSecret    secret
+	OIDCTitle     string        // on the button; default "single sign-on"
+	SignUpRole    string        // of who comes by one of these for the first time; default member; "none": nobody does
 	DataDir       string        // admin token, secret keys, lock file, embedded Postgres; default ./data
 	MediaDir      string        // library root with the staging area; default ./media
 	Listen        string        // host:port of the API; default 127.0.0.1:8080
@@ -283,6 +289,8 @@ func (c Config) withDefaults(onTerminal bool) Config {
 	c.TickInterval = cmp.Or(c.TickInterval, defaultTickInterval)
 	c.RetryScale = cmp.Or(c.RetryScale, 1)
 	c.Server = cmp.Or(c.Server, "http://"+defaultListen)
+	c.OIDCTitle = cmp.Or(c.OIDCTitle, "single sign-on")
+	c.SignUpRole = cmp.Or(c.SignUpRole, store.UserMember)
 	if c.Rates == nil {
 		c.Rates = maps.Clone(rates(api.DefaultRates))
 	}
@@ -315,6 +323,9 @@ func (c Config) validate(m mode) []fault {
 	}
 	if u, err := url.Parse(c.PublicURL); err == nil && c.PublicURL != "" && c.BasePath != "" && strings.TrimSuffix(u.Path, "/") != c.BasePath {
 		add("PUBLIC_URL", "must end with MEDIANEST_BASE_PATH, %s, since everything is served below it", c.BasePath)
+	}
+	if (c.OIDCIssuer == "") != (c.OIDCClientID == "") {
+		add("OIDC_CLIENT_ID", "goes with MEDIANEST_OIDC_ISSUER: set both or neither")
 	}
 	if c.TickInterval > c.Retention {
 		add("TICK_INTERVAL", "%s is longer than MEDIANEST_EVENT_RETENTION, %s", c.TickInterval, c.Retention)

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"medianest/store"
 )
 
 // setting is one variable: the table below is the only list of them.
@@ -92,6 +94,36 @@ var settings = []setting{
 		name: prefix + "AUDIT_FORWARD", unset: "nobody",
 		doc:   "Who gets the audit besides, in its order and at least once: syslog://host:514 (UDP), syslog+tcp://host:601 or syslog+tls://host:6514, RFC 5424 with JSON. Workers send it, within about a minute.",
 		parse: parseAuditForward, show: func(c Config) string { return c.AuditForward },
+	},
+	{
+		name: prefix + "PLEX_SERVER_ID", unset: "nobody signs in by Plex",
+		doc:   "machineIdentifier of your Plex server (http://SERVER:32400/identity shows it): who plex.tv says may use it may sign in, and nobody else.",
+		parse: parseText(func(c *Config) *string { return &c.PlexServerID }), show: func(c Config) string { return c.PlexServerID },
+	},
+	{
+		name: prefix + "OIDC_ISSUER", unset: "no OpenID provider",
+		doc:   "URL of an OpenID provider, such as https://id.example; one with a private address must be in MEDIANEST_EGRESS_ALLOW. Its redirect URI is PUBLIC_URL/login/oidc/done.",
+		parse: parseHTTPURL(func(c *Config) *string { return &c.OIDCIssuer }), show: func(c Config) string { return c.OIDCIssuer },
+	},
+	{
+		name: prefix + "OIDC_CLIENT_ID", unset: "none",
+		doc:   "What the OpenID provider knows this platform by.",
+		parse: parseText(func(c *Config) *string { return &c.OIDCClientID }), show: func(c Config) string { return c.OIDCClientID },
+	},
+	{
+		name: prefix + "OIDC_CLIENT_SECRET", secret: true, unset: "none: a public client",
+		doc:   "The secret that goes with it.",
+		parse: func(c *Config, value string) error { c.OIDCSecret = secret(value); return nil }, show: func(c Config) string { return c.OIDCSecret.String() },
+	},
+	{
+		name:  prefix + "OIDC_TITLE",
+		doc:   "What people are offered to sign in with.",
+		parse: parseText(func(c *Config) *string { return &c.OIDCTitle }), show: func(c Config) string { return c.OIDCTitle },
+	},
+	{
+		name:  prefix + "SIGN_UP_ROLE",
+		doc:   "Role of who signs in by Plex or OpenID for the first time: viewer, member or manager; none: only who was invited before, and has tied the two by signing in both ways.",
+		parse: parseChoice(func(c *Config) *string { return &c.SignUpRole }, "none", store.UserViewer, store.UserMember, store.UserManager), show: func(c Config) string { return c.SignUpRole },
 	},
 	{
 		name:  prefix + "WORKER_QUEUES",

@@ -405,7 +405,12 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	providers, err := a.providers(ctx)
+	if err != nil {
+		return err
+	}
 	handler, err := api.New(api.Options{
+		Providers: providers, SignUpRole: a.signUpRole(),
 		Store: a.apiStore, Keys: a.keys, RateLimiter: store.NewRateLimiter(a.redis, a.log), Rates: a.config.Rates,
 		CORSOrigins: a.config.CORSOrigins, TrustedProxies: a.config.TrustedProxy, Progress: a.progress, Stream: a.hub, RiverUI: ui, Health: a.health.look, OnLimits: a.admission.Ring, Queues: a.queue,
 		BasePath: a.config.BasePath, PublicURL: a.config.PublicURL, Version: buildVersion(),
