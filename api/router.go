@@ -156,6 +156,7 @@ func (a *API) secure(c *gin.Context) {
 	h.Set("X-Frame-Options", "DENY") // for browsers that do not know frame-ancestors
 	if a.isSecure(c.Request) {       // browsers ignore it otherwise, and say so in the console
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Strict-Transport-Security", "max-age=31536000")
 	}
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"flag"
 	"log/slog"
 	"net"
@@ -80,6 +81,7 @@ type assembly struct {
 	tools     tools
 
 	apiListener   net.Listener
+	apiTLS        *tls.Config  // nil: plain
 	adminListener net.Listener // nil: off
 	tokenPath     string       // of the admin's token, in up
 	setupCodePath string       // of the code that sets the admin's password, while there is none, in up
@@ -108,14 +110,14 @@ func (a *assembly) steps() []func(context.Context) error {
 	switch a.mode {
 	case modeUp:
 		return []func(context.Context) error{
-			a.lockData, a.findKeys, a.listenAPI, a.listenAdmin, a.findTools, a.openLibrary,
+			a.lockData, a.findKeys, a.useTLS, a.listenAPI, a.listenAdmin, a.findTools, a.openLibrary,
 			a.embedPostgres, a.openPools, a.migrate, a.openRedis, a.flushTelemetry,
 			a.makeQueue, a.prepareWork, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady, a.printBanner,
 		}
 	case modeServe:
 		return []func(context.Context) error{
-			a.listenAPI, a.listenAdmin,
+			a.useTLS, a.listenAPI, a.listenAdmin,
 			a.openPools, a.checkSchema, a.findKeys, a.openRedis, a.flushTelemetry,
 			a.makeQueue, a.startHub, a.startOutbox, a.startAdmission, a.startSchedules, a.startQueue, a.serveAPI,
 			a.setReady,

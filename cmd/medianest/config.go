@@ -51,6 +51,9 @@ type Config struct {
 	OIDCSecret    secret
 	OIDCTitle     string        // on the button; default "single sign-on"
 	SignUpRole    string        // of who comes by one of these for the first time; default member; "none": nobody does
+	TLSCert       string        // certificate of the API's listener, with its chain; empty: plain HTTP
+	TLSKey        string        // its key
+	TLSMin        string        // "1.3" or "1.2"; default 1.3
 	DataDir       string        // admin token, secret keys, lock file, embedded Postgres; default ./data
 	MediaDir      string        // library root with the staging area; default ./media
 	Listen        string        // host:port of the API; default 127.0.0.1:8080
@@ -289,6 +292,7 @@ func (c Config) withDefaults(onTerminal bool) Config {
 	c.TickInterval = cmp.Or(c.TickInterval, defaultTickInterval)
 	c.RetryScale = cmp.Or(c.RetryScale, 1)
 	c.Server = cmp.Or(c.Server, "http://"+defaultListen)
+	c.TLSMin = cmp.Or(c.TLSMin, "1.3")
 	c.OIDCTitle = cmp.Or(c.OIDCTitle, "single sign-on")
 	c.SignUpRole = cmp.Or(c.SignUpRole, store.UserMember)
 	if c.Rates == nil {
@@ -323,6 +327,9 @@ func (c Config) validate(m mode) []fault {
 	}
 	if u, err := url.Parse(c.PublicURL); err == nil && c.PublicURL != "" && c.BasePath != "" && strings.TrimSuffix(u.Path, "/") != c.BasePath {
 		add("PUBLIC_URL", "must end with MEDIANEST_BASE_PATH, %s, since everything is served below it", c.BasePath)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		add("TLS_KEY", "goes with MEDIANEST_TLS_CERT: set both or neither")
 	}
 	if (c.OIDCIssuer == "") != (c.OIDCClientID == "") {
 		add("OIDC_CLIENT_ID", "goes with MEDIANEST_OIDC_ISSUER: set both or neither")
@@ -360,6 +367,14 @@ func localURL(listen string) string {
 		host = "::1"
 	}
 	return "http://" + net.JoinHostPort(host, port)
+}
+
+// scheme is a URL of our own API, by what it speaks.
+func (c Config) scheme(plain string) string {
+	if c.TLSCert != "" {
+		return "https" + strings.TrimPrefix(plain, "http")
+	}
+	return plain
 }
 
 // The parsers of single values follow. Their errors are read after "VARIABLE: ".

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,8 +31,11 @@ func listen(ctx context.Context, setting, address string) (net.Listener, error) 
 
 // httpUnit serves handler on l. Stopping closes the listener at once, calls drain so that endless responses end, and
 // waits for the requests in progress.
-func httpUnit(name string, l net.Listener, handler http.Handler, log *slog.Logger, drain func()) unit {
+//
+// With a TLS configuration it speaks TLS, and HTTP/2 to who can.
+func httpUnit(name string, l net.Listener, secure *tls.Config, handler http.Handler, log *slog.Logger, drain func()) unit {
 	server := &http.Server{
+		TLSConfig:         secure,
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
@@ -46,7 +50,11 @@ func httpUnit(name string, l net.Listener, handler http.Handler, log *slog.Logge
 		run: func(ctx context.Context) error {
 			// Without this, a unit whose context ends before its stop was called would serve for ever.
 			defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			serve := server.Serve
+			if secure != nil {
+				serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+			}
+			if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 			}
 			return nil // requests in progress are waited for by stop

@@ -56,6 +56,21 @@ var settings = []setting{
 		parse: parseListen(func(c *Config) *string { return &c.Listen }, false), show: func(c Config) string { return c.Listen },
 	},
 	{
+		name: prefix + "TLS_CERT", unset: "plain HTTP, for a reverse proxy in front",
+		doc:   "File of the certificate of MEDIANEST_LISTEN, with its chain (PEM). It is read again when it changes; one that cannot be used leaves the one before in use.",
+		parse: parseText(func(c *Config) *string { return &c.TLSCert }), show: func(c Config) string { return c.TLSCert },
+	},
+	{
+		name: prefix + "TLS_KEY", unset: "none",
+		doc:   "File of its key (PEM).",
+		parse: parseText(func(c *Config) *string { return &c.TLSKey }), show: func(c Config) string { return c.TLSKey },
+	},
+	{
+		name:  prefix + "TLS_MIN",
+		doc:   "Oldest version of TLS that is spoken: 1.3 or 1.2.",
+		parse: parseChoice(func(c *Config) *string { return &c.TLSMin }, "1.3", "1.2"), show: func(c Config) string { return c.TLSMin },
+	},
+	{
 		name:  prefix + "ADMIN_LISTEN",
 		doc:   "Address of /metrics, /livez and /readyz, for machines you trust only: nothing asks for a token there. off: none.",
 		parse: parseListen(func(c *Config) *string { return &c.AdminListen }, true), show: func(c Config) string { return c.AdminListen },

@@ -63,7 +63,7 @@ func (a *assembly) listenAdmin(ctx context.Context) (err error) {
 	if a.adminListener, err = listen(ctx, "MEDIANEST_ADMIN_LISTEN", a.config.AdminListen); err != nil {
 		return err
 	}
-	a.life.start(httpUnit("admin listener", a.adminListener, adminHandler(a.telemetry.registry, a.health, a.log), a.log, nil))
+	a.life.start(httpUnit("admin listener", a.adminListener, nil, adminHandler(a.telemetry.registry, a.health, a.log), a.log, nil))
 	a.log.InfoContext(ctx, "admin listener started", slog.String("address", a.adminListener.Addr().String()))
 	return nil
 }
@@ -419,7 +419,7 @@ func (a *assembly) serveAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.life.start(httpUnit("http", a.apiListener, handler, a.log, a.drainHub))
+	a.life.start(httpUnit("http", a.apiListener, a.apiTLS, handler, a.log, a.drainHub))
 	a.log.InfoContext(ctx, "listening", slog.String("address", a.apiListener.Addr().String()))
 	return nil
 }
@@ -433,7 +433,7 @@ func (a *assembly) setReady(context.Context) error {
 
 // printBanner tells a person who started this at a terminal where everything is. The token itself is never printed.
 func (a *assembly) printBanner(ctx context.Context) error {
-	url := localURL(a.apiListener.Addr().String()) + a.config.BasePath
+	url := a.config.scheme(localURL(a.apiListener.Addr().String())) + a.config.BasePath
 	if a.config.LogFormat != "text" {
 		a.log.InfoContext(ctx, "up", slog.String("url", url), slog.String("token_file", a.tokenPath), slog.String("media_dir", a.config.MediaDir))
 		return nil
