@@ -34,7 +34,7 @@ func TestOwnSchedules(t *testing.T) {
 		VALUES ($1, 'k', '\x00', gen_random_uuid(), now() - interval '1 year')`, u.ID)
 	require.NoError(t, err)
 	const oldTicks = `SELECT count(*) FROM medianest.tick WHERE at < now() - interval '1 day'`
-	for count(t, b, `SELECT count(*) FROM medianest.tick`) < 3 {
+	for count(t, b, `SELECT count(*) FROM medianest.tick`) < 5 {
 		_, err = b.owner.Exec(ctx, `INSERT INTO medianest.event (topic, state, previous_state) VALUES ('job.state', 'running', '')`)
 		require.NoError(t, err)
 		_, _, err = b.api.AdvanceTick(ctx)
@@ -42,7 +42,7 @@ func TestOwnSchedules(t *testing.T) {
 	}
 	_, err = b.owner.Exec(ctx, `UPDATE medianest.tick SET at = at - interval '1 year'`)
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, count(t, b, oldTicks), 3)
+	require.GreaterOrEqual(t, count(t, b, oldTicks), 5)
 
 	for _, s := range own {
 		_, err := b.api.RunScheduleNow(ctx, s.ID)
@@ -59,7 +59,7 @@ func TestOwnSchedules(t *testing.T) {
 	}
 	require.NoDirExists(t, left)
 	require.Zero(t, count(t, b, `SELECT count(*) FROM medianest.idempotency`))
-	require.LessOrEqual(t, count(t, b, oldTicks), 1, "the last of them is what later events are told apart by")
+	require.LessOrEqual(t, count(t, b, oldTicks), 2, "but for the last, by which later events are told apart, and the one that the consumer may be at")
 }
 
 func count(t *testing.T, b *bundle, sql string) (n int) {
