@@ -316,5 +316,5 @@ func prose(text string) template.HTML {
 		escaped := template.HTMLEscapeString(paragraph)
 		out.WriteString("<p>" + inlineCode.ReplaceAllString(escaped, "<code>$1</code>") + "</p>")
 	}
-	return template.HTML(out.String()) //nolint:gosec // all text in it has been escaped
+	return template.HTML(out.String()) // #nosec G203 -- all text in it has been escaped
 }

@@ -95,10 +95,9 @@ func (k *Keyring) Seal(value []byte, context string) []byte {
 	sealed := make([]byte, 0, 2+len(id)+aead.NonceSize()+len(value)+aead.Overhead())
 	sealed = append(sealed, sealFormat, byte(len(id)))
 	sealed = append(sealed, id...)
-	header := len(sealed)
-	sealed = sealed[:header+aead.NonceSize()]
-	_, _ = rand.Read(sealed[header:]) // never fails
-	return aead.Seal(sealed, sealed[header:], value, []byte(context))
+	nonce := make([]byte, aead.NonceSize())
+	_, _ = rand.Read(nonce) // never fails
+	return aead.Seal(append(sealed, nonce...), nonce, value, []byte(context)) // #nosec G407 -- the nonce is random
 }
 
 // Open returns what was sealed with the context. ErrSealed if it cannot be.

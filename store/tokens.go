@@ -27,10 +27,10 @@ type Token struct {
 	RevokedAt  *time.Time
 }
 
-const tokenColumns = `t.id, t.user_id, t.name, t.scopes, t.networks, t.created_at, t.expires_at, t.last_used_at, t.revoked_at`
+const tokenColumns = `t.id, t.user_id, t.name, t.scopes, t.networks, t.created_at, t.expires_at, t.last_used_at, t.revoked_at` // #nosec G101 -- columns
 
 // usableToken says of a token t and its user u that the bearer may come in.
-const usableToken = `t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) AND u.disabled_at IS NULL`
+const usableToken = `t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) AND u.disabled_at IS NULL` // #nosec G101 -- a condition
 
 // NewToken is what CreateToken is given.
 type NewToken struct {
