@@ -83,7 +83,7 @@ func (s *Site) exhibits() []exhibit {
 		{"/hls/long/turning.m3u8", "/hls/long/turning.m3u8", "the long HLS stream (rate) until Turn is called", s.turningList(s.hls, "index.m3u8", "application/vnd.apple.mpegurl")},
 		{"/dash/long/turning.mpd", "/dash/long/turning.mpd", "the long DASH stream (rate) until Turn is called", s.turningList(s.dash, "manifest.mpd", "application/dash+xml")},
 		{"/drm", "/drm", "a DASH stream that says it is protected", s.file("dash/protected.mpd")},
-		{"/page", "/page", "a page with one film (n to choose)", s.page},
+		{"/page", "/page", "a page with one film (n to choose, or film for one at any address)", s.page},
 		{"/gallery", "/gallery", "a page with five films", s.gallery},
 		{"/feed.rss", "/feed.rss", "a feed with five films enclosed", s.feed(true)},
 		{"/feed-pages.rss", "/feed-pages.rss", "a feed of five pages with a film each", s.feed(false)},
@@ -377,11 +377,12 @@ func filmPage(w http.ResponseWriter, title string, films ...string) {
 func itemURL(n int) string { return fmt.Sprintf("/items/%d.mp4", n) }
 
 func (s *Site) page(w http.ResponseWriter, r *http.Request) {
-	n, err := strconv.Atoi(r.URL.Query().Get("n"))
+	query := r.URL.Query()
+	n, err := strconv.Atoi(query.Get("n"))
 	if err != nil || n < 1 || n > galleryVideos {
 		n = 1
 	}
-	filmPage(w, fmt.Sprintf("Holiday film %d", n), itemURL(n))
+	filmPage(w, fmt.Sprintf("Holiday film %d", n), cmp.Or(query.Get("film"), itemURL(n)))
 }
 
 func (s *Site) gallery(w http.ResponseWriter, _ *http.Request) {
