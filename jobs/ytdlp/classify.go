@@ -29,6 +29,8 @@ var messages = []struct {
 }{
 	{reason.DiskFull, []string{"no space left on device", "[errno 28]", "disk quota exceeded", "[errno 122]"}},
 	{reason.EgressDenied, []string{"tunnel connection failed: 403"}},
+	// A playlist or page that names a file of this machine, or a protocol that no proxy sees.
+	{reason.EgressDenied, []string{"urls are disabled", "unsupported url scheme"}},
 	{reason.Internal, []string{"tunnel connection failed: 407", "http error 407", "info.json"}},
 	{reason.DRM, []string{"drm protect", "known to use drm", "uses drm"}},
 	{reason.Upcoming, []string{"premieres in", "premiere will begin", "event will begin", "will begin in", "begin in a few moments", "has not started", "is not currently live"}},
@@ -51,7 +53,7 @@ var messages = []struct {
 	}},
 	{reason.NotFound, []string{"http error 404", "http error 410"}},
 	// A redirect that cannot be followed: to another scheme, or in a circle.
-	{reason.Unsupported, []string{"http error 3", "no connection adapters", "is not a valid url", "urls are disabled", "unsupported url scheme", "no longer supported"}},
+	{reason.Unsupported, []string{"http error 3", "no connection adapters", "is not a valid url", "no longer supported"}},
 	// "Unsupported URL" is what yt-dlp says of any web page in which it has found no media.
 	{reason.NoMedia, []string{
 		"unsupported url", "no video formats found", "no video in this", "no video could be found", "no media found", "there's no video",
@@ -104,7 +106,11 @@ func classify(ended ending, dir string) *reason.Error {
 	if text == "" {
 		text = lastLines(ended.stderr, 5)
 		if strings.Contains(ended.stderr, "Traceback (most recent call last)") {
-			return &reason.Error{Reason: reason.ExtractorBug, Err: fmt.Errorf("yt-dlp broke with status %d: %w", ended.code, cause(text))}
+			broke := reason.ExtractorBug
+			if match(lastLines(ended.stderr, 1)) == reason.EgressDenied { // which yt-dlp has no sentence for
+				broke = reason.EgressDenied
+			}
+			return &reason.Error{Reason: broke, Err: fmt.Errorf("yt-dlp broke with status %d: %w", ended.code, cause(text))}
 		}
 	}
 	return &reason.Error{Reason: reason.Unknown, Detail: detail, Err: fmt.Errorf("yt-dlp ended with status %d: %w", ended.code, cause(text))}
